@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine with Python 3.11, git and make:
+#   make run    trains SID beside local cross-entropy and backprop on real images, and writes a report
+#   make test   lints, checks types and runs the tests
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The one place that knows where data sets may lie beside a checkout.
+export SIDESTEP_DATA ?= $(wildcard ../shared/data)
+
+.PHONY: run test test-slow test-faults format clean
+
+$(VENV)/base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/base
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+run: $(VENV)/base
+	$(BIN)/sidestep compare sid local_ce backprop --data digits --out runs/digits --overwrite
+	@echo "report: runs/digits/report.html"
+
+# One thread a worker: two workers on two cores, and the same numbers everywhere.
+test: $(VENV)/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-slow: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow --timeout=3600
+
+test-faults: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults --timeout=3600
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

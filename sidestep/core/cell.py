@@ -1,0 +1,138 @@
+"""A cell is one pass at one block.  Every engine runs cells with these functions, so all compute the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .block import Block
+from .emit import Emit, Message
+from .keys import generator, global_rng, key
+from .program import Pass
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One (micro-)batch.  y is None at inference."""
+
+    x: Tensor  # (B, ...)
+    y: Tensor | None  # (B,) class indices or (B, C) soft labels
+    step: int = 0
+    micro: int = 0
+
+
+@dataclass
+class Cell:
+    """What a pass may see: its own block, the batch, the hub's output, and what it kept at this block this step."""
+
+    block: Block
+    batch: Batch
+    task: Task
+    shared: Mapping[str, Tensor]  # the hub's output, as leaves of this block's own
+    kept: dict[str, Tensor]
+    key: int  # of (seed, step, micro-batch, block, pass)
+
+    @property
+    def y(self) -> Tensor:
+        assert self.batch.y is not None, "a training pass ran without labels"
+        return self.batch.y
+
+    @property
+    def training(self) -> bool:
+        """Whether there is something to learn from; a pass used for inference too leaves out its loss if not."""
+        return self.batch.y is not None
+
+    def randn(self, *shape: int) -> Tensor:
+        """Standard normal noise, the same in every engine."""
+        device = self.batch.x.device
+        return torch.randn(*shape, device=device, generator=generator(self.key, device))
+
+
+@dataclass(frozen=True)
+class Context:
+    """How cells are run: everything an engine fixes once.  `autocast` None means float32."""
+
+    task: Task
+    seed: int
+    device: torch.device
+    autocast: torch.dtype | None = None
+
+    def precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+    def cell_key(self, batch: Batch, block: int, name: str) -> int:
+        return key(self.seed, batch.step, batch.micro, block, name)
+
+
+def run_hub(
+    encode: Callable[[nn.Module | None, Batch], Mapping[str, Tensor]],
+    hub: nn.Module | None,
+    batch: Batch,
+    context: Context,
+) -> Mapping[str, Tensor]:
+    """Run the part all blocks share, keyed like a cell of its own."""
+    if hub is None:
+        return {}
+    with global_rng(key(context.seed, batch.step, batch.micro, "hub"), context.device), context.precision():
+        return encode(hub, batch)
+
+
+def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
+    """Run one pass at one block.
+
+    With `p.input_grad` the incoming message is made of leaves, except at the block where it enters from outside: nobody
+    asks for the gradient of the data.
+    """
+    from_outside = cell.block.is_first if p.order == "up" else cell.block.is_last
+    if p.input_grad and not from_outside:
+        message = tuple(m.requires_grad_() if m.is_floating_point() else m for m in message)
+    with ExitStack() as stack:
+        stack.enter_context(global_rng(cell.key, context.device))
+        stack.enter_context(context.precision())
+        if not p.grad:
+            stack.enter_context(torch.no_grad())
+        if p.replays is not None:
+            stack.enter_context(frozen_statistics(cell.block))
+        emit = p.fn(cell, *message)
+    cell.kept.update(emit.keep)
+    return emit
+
+
+def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
+    """Differentiate inside the block, and return the message with the gradients it was asked to send, detached."""
+    roots = [] if emit.loss is None else [emit.loss * scale if scale != 1.0 else emit.loss]
+    seeds: list[Tensor | None] = [None] * len(roots)
+    for output, gradient in emit.pull:
+        roots.append(output)
+        seeds.append(gradient)
+    if roots:
+        torch.autograd.backward(roots, seeds)
+    sent = [m.detach() for m in emit.send]
+    for leaf in emit.send_grad:
+        assert leaf.grad is not None, "send_grad names a leaf that the loss does not reach"
+        sent.append(leaf.grad.detach())
+        leaf.grad = None
+    return tuple(sent)
+
+
+@contextmanager
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Normalise with batch statistics but leave the running ones alone: a replayed cell must not count twice."""
+    norms = [
+        m
+        for module in modules
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats  # pyright: ignore[reportPrivateUsage]
+    ]
+    for m in norms:
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True

@@ -1,0 +1,55 @@
+"""A learning rule: how the network is dressed, and the short program that one training step runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .block import Chain
+from .cell import Batch
+from .cut import CutPlan
+from .emit import Message
+from .program import Program
+from .task import Task
+
+
+class Method(ABC):
+    """A learning rule.  Final subclasses are frozen dataclasses whose fields are the hyperparameters."""
+
+    reference: ClassVar[str]
+    needs: ClassVar[str] = "any chain"  # what it asks of the network or the data, for `sidestep methods`
+
+    @abstractmethod
+    def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        """Cut the network by the plan and hang the method's own parts on the blocks.  Raises ValueError."""
+
+    @abstractmethod
+    def program(self) -> Program:
+        """The passes of one training step, in running order."""
+
+    @abstractmethod
+    def inference(self) -> Program:
+        """The Up passes that set `Emit.logits`."""
+
+    def encode(self, hub: nn.Module | None, batch: Batch) -> Mapping[str, Tensor]:
+        """Run the hub; each block gets the result as leaves of its own."""
+        return {}
+
+    def source(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+        """What enters the first block of an Up pass."""
+        return (batch.x,)
+
+    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+        """What enters the last block of a Down pass."""
+        return ()
+
+    def descent(self, logits: Sequence[Tensor], y: Tensor, task: Task) -> Mapping[str, Tensor]:
+        """What this method's theory speaks of, measured: name -> (blocks, B).  Empty where there is no such theory."""
+        return {}
+
+    def export(self, chain: Chain) -> nn.Module:
+        """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
+        return nn.Sequential(*(block.net for block in chain.blocks))

@@ -1,0 +1,153 @@
+"""A training step is a short program of passes over a chain of blocks.
+
+A pass at a block is a cell.  Up[n] needs Up[n-1], Down[n] needs Down[n+1], Each[n] needs no other block; every cell may
+read what earlier passes kept at the same block.  Because the program is data, the order of work, the locks and what a
+block's update depends on are derived from it, and the derived claims can be checked against what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from .emit import Emit
+
+Order: TypeAlias = Literal["up", "down", "each"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sweep over the blocks, or one visit to each of them.  Made by `Up`, `Down` and `Each`."""
+
+    fn: Callable[..., Emit]  # fn(cell, *message) -> Emit
+    order: Order
+    input_grad: bool = False  # the incoming message becomes a leaf, and its gradient leaves the block later
+    grad: bool = True  # False: runs without a graph
+    replays: str | None = None  # recomputes that pass: same random key, BatchNorm statistics untouched
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__
+
+    @property
+    def random_name(self) -> str:
+        """The name that goes into the random key."""
+        return self.replays or self.name
+
+    def __str__(self) -> str:
+        notes = [
+            "gradients of the input leave the block" if self.input_grad else "",
+            "" if self.grad else "no graph",
+            f"replays {self.replays}" if self.replays else "",
+        ]
+        text = ", ".join(note for note in notes if note)
+        return f"{self.order.capitalize()}({self.name})" + (f"  [{text}]" if text else "")
+
+
+def Up(fn: Callable[..., Emit], *, input_grad: bool = False, grad: bool = True, replays: str | None = None) -> Pass:
+    """A sweep from the first block to the last."""
+    return Pass(fn, "up", input_grad, grad, replays)
+
+
+def Down(fn: Callable[..., Emit], *, input_grad: bool = False, grad: bool = True, replays: str | None = None) -> Pass:
+    """A sweep from the last block to the first."""
+    return Pass(fn, "down", input_grad, grad, replays)
+
+
+def Each(fn: Callable[..., Emit], *, grad: bool = True, replays: str | None = None) -> Pass:
+    """A visit to every block, in any order."""
+    return Pass(fn, "each", False, grad, replays)
+
+
+Program: TypeAlias = tuple[Pass, ...]
+CellId: TypeAlias = tuple[int, int]  # (pass, block)
+
+
+def plan(program: Program, count: int) -> list[CellId]:
+    """All cells in the order in which one process runs them: sweep by sweep, an Each riding on the sweep before it."""
+    sweeps: list[list[int]] = []
+    for i, p in enumerate(program):
+        if p.order == "each" and sweeps:
+            sweeps[-1].append(i)
+        else:
+            sweeps.append([i])
+    cells: list[CellId] = []
+    for sweep in sweeps:
+        blocks = range(count - 1, -1, -1) if program[sweep[0]].order == "down" else range(count)
+        cells += [(i, n) for n in blocks for i in sweep]
+    return cells
+
+
+def needs(program: Program, count: int, cell: CellId) -> list[CellId]:
+    """The cells a cell reads directly."""
+    i, n = cell
+    direct = [(j, n) for j in range(i)]
+    before = {"up": n - 1, "down": n + 1, "each": -1}[program[i].order]
+    if 0 <= before < count:
+        direct.append((i, before))
+    return direct
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows from the program alone.  Blocks are counted from 0."""
+
+    count: int
+    program: Program
+    hub_trained: bool
+
+    @property
+    def last_pass(self) -> int:
+        return len(self.program) - 1
+
+    def depends(self, block: int) -> list[int]:
+        """The later blocks whose change can alter this block's update within the same step."""
+        seen: set[CellId] = set()
+        front: list[CellId] = [(self.last_pass, block)]
+        while front:
+            cell = front.pop()
+            if cell not in seen:
+                seen.add(cell)
+                front += needs(self.program, self.count, cell)
+        return sorted({n for _, n in seen if n > block})
+
+    def reaches(self, block: int) -> list[int]:
+        """The blocks whose parameters this block's loss can reach by gradients."""
+        return list(range(block + 1)) if self.gradients_cross else [block]
+
+    @property
+    def gradients_cross(self) -> bool:
+        return any(p.input_grad for p in self.program)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether every block's loss reaches that block's own parameters only."""
+        return not (self.gradients_cross or self.hub_trained)
+
+    @property
+    def locks(self) -> dict[str, bool]:
+        """Forward: a block waits for earlier ones.  Backward: its update waits for later ones.  Update: the next
+        step waits until all blocks are done, because gradients come back or a shared part is trained."""
+        later = any(self.depends(n) for n in range(self.count))
+        return {
+            "forward": any(p.order == "up" for p in self.program),
+            "backward": later,
+            "update": later or self.hub_trained,
+        }
+
+    def peak(self, graph: list[float], held: list[float]) -> float:
+        """The most bytes alive at once, if a block's graph takes `graph[n]` and what it keeps without one `held[n]`.
+
+        A graph lives from the cell that builds it to the block's last cell; a replaying pass builds it anew.
+        """
+        cells = plan(self.program, self.count)
+        alive: dict[int, float] = {}
+        most = 0.0
+        for i, n in cells:
+            alive[n] = graph[n] if self.program[i].grad else max(alive.get(n, 0.0), held[n])
+            most = max(most, sum(alive.values()))
+            if i == self.last_pass:
+                del alive[n]
+        return most

@@ -1,0 +1,52 @@
+"""What is to be learnt: the targets, and how far an answer is from them.
+
+B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classification of inputs of one shape into C classes."""
+
+    num_classes: int
+    sample: Tensor  # (1 or more, ...) an example input, in the form the network gets it
+
+    def target(self, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The target distribution t = (1 - s) y + s / C, (B, C).  y: (B,) class indices, or (B, C) soft labels."""
+        one_hot = F.one_hot(y, self.num_classes).float() if y.dim() == 1 else y
+        return torch.lerp(one_hot, torch.full_like(one_hot, 1 / self.num_classes), smoothing) if smoothing else one_hot
+
+    def loss(self, logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy between the target of `target` and softmax(logits), in nats."""
+        return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+
+    def correct(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Number of right answers, ()."""
+        hard = y if y.dim() == 1 else y.argmax(-1)
+        return (logits.argmax(-1) == hard).sum()
+
+    def check(self, x: Tensor, y: Tensor) -> None:
+        """Refuse a batch that cannot be learnt from, before a forward pass can spoil BatchNorm statistics."""
+        if len(x) != len(y):
+            raise ValueError(f"got {len(x)} inputs and {len(y)} labels; expected as many of each.")
+        if x.shape[1:] != self.sample.shape[1:]:
+            raise ValueError(
+                f"got inputs of shape {tuple(x.shape[1:])}, expected {tuple(self.sample.shape[1:])} as the network was built for."
+            )
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError("got NaN or Inf in the inputs, expected finite numbers; clean the data before training.")
+        if y.dim() == 1 and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            raise ValueError(
+                f"got labels {int(y.min())}..{int(y.max())}, expected 0..{self.num_classes - 1}; "
+                "map or drop the others (-100 is not ignored here)."
+            )
+        if y.dim() == 2 and y.shape[1] != self.num_classes:
+            raise ValueError(f"got soft labels over {y.shape[1]} classes, expected {self.num_classes}.")

@@ -1,0 +1,250 @@
+"""One process, one block at a time: forward, backward, update, and the graph is gone before the next block starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.core.block import Block, Chain
+from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, run_cell, run_hub
+from sidestep.core.emit import Message
+from sidestep.core.method import Method
+from sidestep.core.program import Derived, plan
+from sidestep.core.task import Task
+
+from .update import Updater, UpdateRule, clip_norm
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What a step measured.  loss: (K,) each block's objective, NaN where a block has none; nothing is synchronised."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]  # "<block>/<name>" -> ()
+
+
+class Streaming:
+    """Runs a method's program in one process.
+
+    A block is updated right after its own last cell, so that at most the graphs the program asks for are alive at once:
+    one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        chain: Chain,
+        task: Task,
+        rule: UpdateRule,
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"got accumulate={accumulate}, expected 1 or more micro-batches.")
+        self.method, self.chain, self.task, self.rule = method, chain, task, rule
+        self.accumulate = accumulate
+        device = next(p for _, p in chain.named_parameters()).device
+        self.context = Context(task, seed, device, autocast)
+        self.program = method.program()
+        self.cells = plan(self.program, len(chain.blocks))
+        self.updaters = {part: Updater(module, rule) for part, module in chain.parts()}
+        hub = self.updaters.get("hub")
+        self.derived = Derived(len(chain.blocks), self.program, hub_trained=hub is not None and bool(hub.parameters))
+        self.steps = 0
+        if compile:
+            for module in compilable(chain):
+                module.compile()
+
+    # ---------------------------------------------------------------- training
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> StepMetrics:
+        """One update from one batch (x, y): x (B, ...), y (B,) class indices or (B, C) soft labels.
+
+        Raises ValueError, before anything is touched, for a batch that cannot be learnt from.
+        """
+        x, y = batch
+        self.task.check(x, y)
+        if len(x) % self.accumulate:
+            raise ValueError(f"got {len(x)} samples, expected a multiple of accumulate={self.accumulate}.")
+        self.chain.train()
+        losses: list[dict[int, Tensor]] = []
+        metrics: dict[str, Tensor] = {}
+        for a, (micro_x, micro_y) in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
+            micro = Batch(micro_x, micro_y, self.steps, a)
+            losses.append(self._sweep(micro, metrics, update=a == self.accumulate - 1, scale=1 / self.accumulate))
+        if self._update_together:
+            self._update_all()
+        self.steps += 1
+        return StepMetrics(self._mean_loss(losses), metrics)
+
+    def gradients(self, batch: tuple[Tensor, Tensor], losses: Collection[int] | None = None) -> dict[str, Tensor]:
+        """The gradients a step on this batch would apply, by parameter name, with nothing changed by the asking.
+
+        losses: only these blocks' objectives are differentiated, which shows what each of them reaches.  Parameters
+        that nothing reaches are left out.
+        """
+        x, y = batch
+        self.task.check(x, y)
+        self.chain.train()
+        with frozen_statistics(*(module for _, module in self.chain.parts())):
+            self._sweep(Batch(x, y, self.steps), {}, update=False, scale=1.0, only=losses)
+        found = {name: p.grad for name, p in self.chain.named_parameters() if p.grad is not None}
+        for _, p in self.chain.named_parameters():
+            p.grad = None
+        return found
+
+    @property
+    def _update_together(self) -> bool:
+        return self.rule.clip is not None and self.derived.gradients_cross
+
+    def _sweep(
+        self,
+        batch: Batch,
+        metrics: dict[str, Tensor],
+        *,
+        update: bool,
+        scale: float,
+        only: Collection[int] | None = None,
+    ) -> dict[int, Tensor]:
+        """Run all cells on one micro-batch; with `update`, each block moves as soon as it is done.  Returns its losses."""
+        encoded = run_hub(self.method.encode, self.chain.hub, batch, self.context)
+        leaves = [
+            {k: v.detach().requires_grad_(v.requires_grad) for k, v in encoded.items()} for _ in self.chain.blocks
+        ]
+        cells = [Cell(b, batch, self.task, leaves[b.index], {}, key=0) for b in self.chain.blocks]
+        losses: dict[int, Tensor] = {}
+        carry: Message = ()
+        for i, n in self.cells:
+            p, cell = self.program[i], cells[n]
+            cell.key = self.context.cell_key(batch, n, p.random_name)
+            emit = run_cell(p, cell, self._incoming(i, n, carry, batch, leaves[n]), self.context)
+            if emit.loss is not None:
+                losses[n] = emit.loss.detach()
+                if only is not None and n not in only:
+                    emit.loss = emit.loss * 0.0
+            sent = finish_cell(emit, scale)
+            if p.order != "each":
+                carry = sent
+            metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
+            del emit
+            if i == self.derived.last_pass:
+                cell.kept.clear()
+                if update and not self._update_together:
+                    self._update(f"blocks.{n}")
+        if self.derived.hub_trained:
+            self._backward_hub(encoded, leaves)
+            if update and not self._update_together:
+                self._update("hub")
+        return losses
+
+    def _incoming(self, i: int, n: int, carry: Message, batch: Batch, shared: Mapping[str, Tensor]) -> Message:
+        order = self.program[i].order
+        if order == "each":
+            return ()
+        if order == "up":
+            return self.method.source(batch, shared, self.task) if n == 0 else carry
+        return self.method.sink(batch, shared, self.task) if n == len(self.chain.blocks) - 1 else carry
+
+    def _backward_hub(self, encoded: Mapping[str, Tensor], leaves: list[dict[str, Tensor]]) -> None:
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for name, output in encoded.items():
+            # Folded in block order: addition is not associative, and ranks must agree with one process.
+            total: Tensor | None = None
+            for shared in leaves:
+                gradient = shared[name].grad
+                if gradient is not None:
+                    total = gradient if total is None else total + gradient
+            if total is not None:
+                outputs.append(output)
+                gradients.append(total)
+        if outputs:
+            torch.autograd.backward(outputs, gradients)
+
+    def _update(self, part: str) -> None:
+        self.updaters[part].clip()
+        self.updaters[part].step(self.steps)
+
+    def _update_all(self) -> None:
+        assert self.rule.clip is not None
+        clip_norm([p for u in self.updaters.values() for p in u.parameters], self.rule.clip)
+        for updater in self.updaters.values():
+            updater.step(self.steps)
+
+    def _mean_loss(self, losses: list[dict[int, Tensor]]) -> Tensor:
+        missing = torch.full((), torch.nan, device=self.context.device)
+        return torch.stack(
+            [
+                sum(micro[n] for micro in losses) / len(losses) if n in losses[0] else missing
+                for n in range(len(self.chain.blocks))
+            ]
+        )
+
+    # --------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> list[Tensor | None]:
+        """Logits (B, C) of every block, None where a block has no read-out.  Eval mode; moving averages where kept."""
+        chain = self.inference_chain
+        chain.train(False)
+        batch = Batch(x, None)
+        shared = run_hub(self.method.encode, chain.hub, batch, self.context)
+        logits: list[Tensor | None] = [None] * len(chain.blocks)
+        for p in self.method.inference():
+            message = self.method.source(batch, shared, self.task)
+            for block in chain.blocks:
+                cell = Cell(block, batch, self.task, shared, {}, key=self.context.cell_key(batch, block.index, p.name))
+                emit = run_cell(p, cell, message, self.context)
+                message = emit.send
+                if emit.logits is not None:
+                    logits[block.index] = emit.logits
+        return logits
+
+    @property
+    def inference_chain(self) -> Chain:
+        """The chain that inference uses: moving averages where they are kept, else the trained parts themselves."""
+        if self.rule.ema is None:
+            return self.chain
+        blocks: list[Block] = []
+        for block in self.chain.blocks:
+            average = self.updaters[f"blocks.{block.index}"].for_inference
+            assert isinstance(average, Block)
+            blocks.append(average)
+        hub = self.updaters["hub"].for_inference if self.chain.hub is not None else None
+        return Chain(blocks, hub, self.chain.at)
+
+    # ------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, keyed by part: the same layout for every engine and number of ranks."""
+        state = {"steps": torch.tensor(self.steps)}
+        for part, module in self.chain.parts():
+            state.update({f"{part}/model/{k}": v for k, v in module.state_dict().items()})
+            state.update({f"{part}/{k}": v for k, v in self.updaters[part].state_dict().items()})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`.  Raises ValueError for a state of another chain."""
+        expected, got = self.state_dict(), set(state)
+        model = {k for k in expected if "/model/" in k}
+        if missing := sorted(model - got) or sorted(k for k in got if "/model/" in k and k not in model):
+            raise ValueError(
+                f"the saved state and this network differ at {missing[0]!r}; resume with the same model and cut."
+            )
+        for part, module in self.chain.parts():
+            own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
+            module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
+            self.updaters[part].load_state_dict(own)
+        self.steps = int(state["steps"])
+
+
+def compilable(chain: Chain) -> list[nn.Module]:
+    """The modules whose forward is worth compiling: each net and each part hung on it, not the passes around them."""
+    modules = [m for block in chain.blocks for m in (block.net, *block.extras.values())]
+    return modules if chain.hub is None else [chain.hub, *modules]

@@ -1,0 +1,103 @@
+"""How one part of a chain (a block, or the hub) turns its gradients into new parameters.  Shared by every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """The optimizer of every part, and what happens once per step around it.
+
+    schedule: step -> factor of the learning rate.  clip: largest gradient norm, of the part, or of the whole network where
+    gradients cross the cuts.  ema: decay of the exponential moving average of the parameters that inference then uses.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    schedule: Callable[[int], float] | None = None
+    clip: float | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"got clip={self.clip}, expected a norm above 0; leave it out not to clip.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(
+                f"got ema={self.ema}, expected a decay between 0 and 1, such as 0.999; leave it out for none."
+            )
+
+
+class Updater:
+    """The optimizer state and the moving average of one part."""
+
+    def __init__(self, module: nn.Module, rule: UpdateRule) -> None:
+        self.module = module
+        self.rule = rule
+        self.parameters: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = rule.optimizer(self.parameters) if self.parameters else None
+        self.base_lr: list[float] = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
+        self.average = (
+            AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(rule.ema)) if rule.ema is not None else None
+        )
+
+    def clip(self) -> None:
+        if self.rule.clip is not None:
+            clip_norm(self.parameters, self.rule.clip)
+
+    def step(self, step: int) -> None:
+        """Apply the gradients and forget them."""
+        if self.optimizer is not None:
+            if self.rule.schedule is not None:
+                factor = self.rule.schedule(step)
+                for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+                    group["lr"] = base * factor
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            # Also a part without parameters: its BatchNorm statistics are copied along.
+            self.average.update_parameters(self.module)
+
+    @property
+    def for_inference(self) -> nn.Module:
+        return self.module if self.average is None else self.average.module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Optimizer state as `optim/<parameter>/<slot>`, the moving average as `ema/<name>`."""
+        state: dict[str, Tensor] = {}
+        names = {p: name for name, p in self.module.named_parameters()}
+        if self.optimizer is not None:
+            for parameter in self.parameters:
+                for entry, value in self.optimizer.state.get(parameter, {}).items():
+                    if value is not None:
+                        # SGD without momentum keeps a None; Adam's step count is a tensor already.
+                        state[f"optim/{names[parameter]}/{entry}"] = torch.as_tensor(value)
+        if self.average is not None:
+            state["ema/n_averaged"] = self.average.n_averaged
+            state.update({f"ema/{k}": v for k, v in self.average.module.state_dict().items()})
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.optimizer is not None:
+            parameters = dict(self.module.named_parameters())
+            self.optimizer.state.clear()
+            for entry, value in state.items():
+                if entry.startswith("optim/"):
+                    _, name, slot = entry.split("/")
+                    # Adam's step count stays where the optimizer made it; only what has the parameter's shape moves.
+                    like = parameters[name] if value.dim() else value
+                    self.optimizer.state[parameters[name]][slot] = value.to(like.device, copy=True)
+        if self.average is not None:
+            self.average.n_averaged.copy_(state["ema/n_averaged"])
+            averaged = {k[len("ema/") :]: v for k, v in state.items() if k.startswith("ema/")}
+            del averaged["n_averaged"]
+            self.average.module.load_state_dict(averaged)
+
+
+def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, limit)

@@ -1,0 +1,26 @@
+"""The two ways a user's input can be wrong.  Both are `ValueError`; the command line turns them into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """An unknown word, flag, name or key, or a value out of range: found before any work (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(ValueError):
+    """A file, folder, run or data set that is missing or bad inside (exit code 1)."""
+
+    exit_code = 1
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> UsageError:
+    """The error for a word that is not in a list, with the nearest word that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+    return UsageError(f"unknown {kind} {got!r}; {hint}")

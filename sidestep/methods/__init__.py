@@ -1,0 +1,32 @@
+"""Every method by name.  A method is imported when it is asked for: `sidestep --help` must not import torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sidestep.errors import unknown
+
+if TYPE_CHECKING:
+    from sidestep.core.method import Method
+
+METHODS: dict[str, str] = {
+    "backprop": "backprop:Backprop",
+    "backprop_checkpointed": "backprop:BackpropCheckpointed",
+    "deep_supervision": "deep_supervision:DeepSupervision",
+    "local_ce": "local_ce:LocalCE",
+    "sid": "sid:SID",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.  Raises UsageError for a name that is not in METHODS."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def method_name(method: Method) -> str:
+    """The name under which a method's class is listed."""
+    return next(name for name, where in METHODS.items() if where.endswith(":" + type(method).__name__))

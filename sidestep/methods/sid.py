@@ -1,0 +1,124 @@
+"""Synergistic information distillation: a cascade of beliefs over classes, each block refining the one before.
+
+Ye & Tang, arXiv:2510.03273.
+
+    p_0 = uniform,   p_k = softmax(f_k(h_k, sg p_{k-1})),   t = (1 - s) y + s / C
+    code:   L_k = alpha_k KL(t || p_k) + (1 - alpha_k) KL(sg p_{k-1} || p_k)
+    paper:  L_k = alpha_k KL(p_k || t) + (1 - alpha_k) KL(p_k || sg p_{k-1})        (needs s > 0)
+
+    trunk:   h_k = block_k(sg h_{k-1}); nothing is shared.
+    shared:  h_k = z = extractor(x) for all k; the extractor gets the sum of all blocks' gradients: an update lock.
+
+The published algorithm caches beliefs in a first, graph-free sweep; since no parameter moves between its two sweeps, one
+sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch.nn.functional as F
+from sidestep.core.cut import CutPlan
+from torch import Tensor, nn
+
+from sidestep.core.block import Block, Chain
+from sidestep.core.cell import Batch, Cell
+from sidestep.core.emit import Emit, Message
+from sidestep.core.method import Method
+from sidestep.core.program import Program, Up
+from sidestep.core.task import Task
+from sidestep.nn.beliefs import BeliefModule, Cascade, Direction, descent, local_objective, uniform
+from sidestep.nn.heads import Head, HeadKind, Pool, pooled_width
+from sidestep.nn.schedules import PerBlock, alphas
+
+
+@dataclass(frozen=True)
+class SID(Method):
+    """Beliefs refined block by block, each block with an objective of its own."""
+
+    reference: ClassVar[str] = "arXiv:2510.03273"
+    needs: ClassVar[str] = "any chain (trunk), or any model with a classifier at its end (shared)"
+
+    alpha: PerBlock = 0.5  # the paper's default; or one per block: 1,0.5,0.25 or linear:1:0.1
+    form: Literal["trunk", "shared"] = "trunk"
+    direction: Direction = "code"
+    label_smoothing: float = 0.0  # s
+    head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
+    head_width: int = 128  # channels of a conv head, hidden units of an mlp head
+    hidden: int = 256  # shared: hidden units of a belief module, as released
+
+    def __post_init__(self) -> None:
+        alphas(self.alpha)
+        if self.form not in ("trunk", "shared"):
+            raise ValueError(f"got form={self.form!r}, expected trunk or shared.")
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"got direction={self.direction!r}, expected code or paper.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        if self.direction == "paper" and self.label_smoothing == 0:
+            raise ValueError(
+                "direction='paper' has KL(p || t), infinite for one-hot targets; give label_smoothing > 0, such as 0.1."
+            )
+
+    def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        alphas(self.alpha, plan.blocks)
+        if self.form == "shared":
+            whole = replace(plan, blocks=1, at=())(model, task.sample)
+            width = pooled_width(whole.shapes[-1])
+            modules = [BeliefModule(width, task.num_classes, self.hidden) for _ in range(plan.blocks)]
+            blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
+            return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], Pool()))
+        slices = plan(model, task.sample)
+        heads = [
+            Head(shape, task.num_classes, self.head, belief=task.num_classes, width=self.head_width)
+            for shape in slices.shapes
+        ]
+        blocks = [
+            Block(i, len(heads), body, head=head)
+            for i, (body, head) in enumerate(zip(slices.bodies, heads, strict=True))
+        ]
+        return Chain(blocks, at=slices.at)
+
+    def program(self) -> Program:
+        return (Up(self.refine if self.form == "trunk" else self.refine_shared),)
+
+    def inference(self) -> Program:
+        return self.program()
+
+    def encode(self, hub: nn.Module | None, batch: Batch) -> Mapping[str, Tensor]:
+        return {} if hub is None else {"z": hub(batch.x)}
+
+    def source(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+        nothing = uniform(len(batch.x), task.num_classes, batch.x.device)
+        return (batch.x, nothing) if self.form == "trunk" else (nothing,)
+
+    def refine(self, cell: Cell, h: Tensor, log_prev: Tensor) -> Emit:
+        """h: the features of the block before; log_prev: (B, C) its belief."""
+        h = cell.block.net(h)
+        return self.judge(cell, cell.block.extras["head"](h, log_prev.exp()), log_prev, h)
+
+    def refine_shared(self, cell: Cell, log_prev: Tensor) -> Emit:
+        """log_prev: (B, C) the belief of the module before."""
+        return self.judge(cell, cell.block.net(cell.shared["z"], log_prev.exp()), log_prev)
+
+    def judge(self, cell: Cell, logits: Tensor, log_prev: Tensor, *features: Tensor) -> Emit:
+        """The block's belief, its objective, and what it passes on."""
+        log_p = F.log_softmax(logits.float(), -1)
+        loss = None
+        if cell.training:
+            t = cell.task.target(cell.y, self.label_smoothing)
+            alpha = alphas(self.alpha, cell.block.count)[cell.block.index]
+            loss = local_objective(t, log_p, log_prev, alpha, self.direction).mean()
+        return Emit(send=(*features, log_p), loss=loss, logits=logits)
+
+    def descent(self, logits: Sequence[Tensor], y: Tensor, task: Task) -> Mapping[str, Tensor]:
+        t = task.target(y, self.label_smoothing).double()
+        log_p = [F.log_softmax(block.double(), -1) for block in logits]
+        return descent(t, log_p, alphas(self.alpha, len(log_p)), self.direction)
+
+    def export(self, chain: Chain) -> nn.Module:
+        classes = chain.blocks[0].net.layers[-1] if self.form == "shared" else chain.blocks[0].extras["head"].out[-1]
+        stages = [(None, b.net) if self.form == "shared" else (b.net, b.extras["head"]) for b in chain.blocks]
+        return Cascade(classes.out_features, stages, chain.hub)

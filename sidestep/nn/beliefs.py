@@ -1,0 +1,121 @@
+"""SID's objective on beliefs over classes, its theory, and the network that inference runs.
+
+B batch, C classes, K blocks.  Beliefs travel as log-probabilities: a belief that underflows to 0 would make KLs infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .divergences import cross_entropy, entropy, kl
+from .schedules import remainders
+
+Direction = Literal["code", "paper"]
+
+
+def uniform(batch: int, classes: int, device: torch.device) -> Tensor:
+    """The log-belief p_0 that knows nothing, (B, C)."""
+    return torch.full((batch, classes), -math.log(classes), device=device)
+
+
+def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, direction: Direction) -> Tensor:
+    """L_i of every sample, (B,), in nats.
+
+    code:   alpha KL(t || p_i) + (1 - alpha) KL(p_{i-1} || p_i), the released code; t may be one-hot.
+    paper:  alpha KL(p_i || t) + (1 - alpha) KL(p_i || p_{i-1}), arXiv:2510.03273; t must have full support.
+    """
+    if direction == "paper":
+        p = log_p.exp()
+        return (p * (log_p - alpha * t.log() - (1 - alpha) * log_prev)).sum(-1)
+    prev = log_prev.exp()
+    # The two cross-entropies share log p_i: one product, and the entropies only shift the value.
+    mixture = cross_entropy(alpha * t + (1 - alpha) * prev, log_p)
+    return mixture - alpha * entropy(t) - (1 - alpha) * entropy(prev)
+
+
+def descent(t: Tensor, log_p: Sequence[Tensor], alpha: Sequence[float], direction: Direction) -> dict[str, Tensor]:
+    """How far each block is from the target, how far it moved, and the slack of its own objective, per sample.
+
+    t: (B, C) targets; log_p: K log-beliefs (B, C), p_0 being uniform.  Returns `D` (K+1, B) with D_0 first, `C` and `e`
+    (K, B), and `identity` (1, B), the difference of the two sides of
+    D_K = D_0 - sum_i (1-alpha_i)/alpha_i C_i + sum_i e_i/alpha_i, which is 0 for any beliefs whatever.
+    """
+    log_t = t.log()
+    beliefs = [uniform(t.shape[0], t.shape[1], t.device).to(t.dtype), *log_p]
+    if direction == "code":
+        distance = torch.stack([kl(log_t, b) for b in beliefs])
+        moved = torch.stack([kl(a, b) for a, b in zip(beliefs, beliefs[1:], strict=False)])
+    else:
+        distance = torch.stack([kl(b, log_t) for b in beliefs])
+        moved = torch.stack([kl(b, a) for a, b in zip(beliefs, beliefs[1:], strict=False)])
+    slack = torch.stack(
+        [
+            local_objective(t, here, before, a, direction) - local_objective(t, before, before, a, direction)
+            for a, before, here in zip(alpha, beliefs, beliefs[1:], strict=False)
+        ]
+    )
+    weight = torch.tensor(alpha, dtype=t.dtype, device=t.device)[:, None]
+    right = distance[0] - ((1 - weight) / weight * moved).sum(0) + (slack / weight).sum(0)
+    return {"D": distance, "C": moved, "e": slack, "identity": (distance[-1] - right)[None]}
+
+
+def population(p_y: Tensor, alpha: Sequence[float], smoothing: float, direction: Direction) -> list[Tensor]:
+    """The beliefs p_1..p_K that well-specified blocks reach on the population (T5), if P(y|x) is `p_y` (B, C).
+
+    code:   (1 - r_i) [(1-s) P + s/C] + r_i / C.
+    paper:  proportional to exp((1 - r_i) Lambda P), Lambda = log(1 + C (1-s) / s); not calibrated.
+    """
+    classes = p_y.shape[-1]
+    beliefs: list[Tensor] = []
+    for r in remainders(tuple(alpha)):
+        if direction == "code":
+            beliefs.append((1 - r) * ((1 - smoothing) * p_y + smoothing / classes) + r / classes)
+        else:
+            beliefs.append(F.softmax((1 - r) * math.log(1 + classes * (1 - smoothing) / smoothing) * p_y, -1))
+    return beliefs
+
+
+class BeliefModule(nn.Module):
+    """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C)."""
+
+    def __init__(self, features: int, classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(features + classes, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    def forward(self, z: Tensor, belief: Tensor) -> Tensor:
+        return self.layers(torch.cat([belief, z], -1))
+
+
+class Cascade(nn.Module):
+    """What inference runs: every block's net and head, the belief of each passed to the next.  x -> logits (B, C).
+
+    With an extractor its output is what every module sees; without one each net continues from the one before.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        stages: Sequence[tuple[nn.Module | None, nn.Module]],
+        extractor: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.extractor = extractor if extractor is not None else nn.Identity()
+        self.nets = nn.ModuleList([net if net is not None else nn.Identity() for net, _ in stages])
+        self.heads = nn.ModuleList([head for _, head in stages])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.extractor(x)
+        log_p = uniform(len(x), self.classes, x.device)
+        logits = log_p
+        for net, head in zip(self.nets, self.heads, strict=True):
+            h = net(h)
+            logits = head(h, log_p.exp())
+            log_p = F.log_softmax(logits.float(), -1)
+        return logits

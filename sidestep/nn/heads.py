@@ -1,0 +1,60 @@
+"""Read-outs of a block's features.
+
+B batch, C classes, D features, (D, H, W) feature maps, (T, D) tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+HeadKind = Literal["auto", "linear", "conv", "mlp"]
+
+
+class Pool(nn.Module):
+    """Features of any shape to a vector: the mean over positions.  (B, D, H, W), (B, T, D) or (B, D) -> (B, D)."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if h.dim() == 4:
+            return h.mean((2, 3))
+        return h.mean(1) if h.dim() == 3 else h
+
+
+def pooled_width(shape: torch.Size) -> int:
+    """D after `Pool`, from one sample's feature shape."""
+    return shape[-1] if len(shape) == 2 else shape[0]
+
+
+class Head(nn.Module):
+    """Features of a block, and an optional belief beside them, to logits.
+
+    linear: pool, then a linear map.  conv: at most 8 x 8 positions, one 3 x 3 convolution with BatchNorm and ReLU, then as
+    linear.  mlp: a hidden layer after the pool.  auto: conv for feature maps, linear for the rest.
+    """
+
+    def __init__(
+        self, shape: torch.Size, outputs: int, kind: HeadKind = "auto", *, belief: int = 0, width: int = 128
+    ) -> None:
+        super().__init__()
+        if kind not in get_args(HeadKind):
+            raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
+        spatial = len(shape) == 3 and shape[1] * shape[2] > 1
+        if kind == "conv" and not spatial:
+            raise ValueError(
+                f"got head='conv' for features of shape {tuple(shape)}, expected feature maps; use linear or mlp."
+            )
+        features = pooled_width(shape)
+        self.trunk: nn.Module = Pool()
+        if kind == "conv" or (kind == "auto" and spatial):
+            shrink = nn.AdaptiveAvgPool2d(8) if min(shape[1:]) > 8 else nn.Identity()
+            conv = nn.Conv2d(features, width, 3, padding=1, bias=False)
+            self.trunk = nn.Sequential(shrink, conv, nn.BatchNorm2d(width), nn.ReLU(), Pool())
+            features = width
+        hidden = [nn.Linear(features + belief, width), nn.ReLU()] if kind == "mlp" else []
+        self.out = nn.Sequential(*hidden, nn.Linear(width if hidden else features + belief, outputs))
+
+    def forward(self, h: Tensor, *belief: Tensor) -> Tensor:
+        """h: the block's features; belief: (B, C) beside the pooled features.  Returns logits (B, outputs)."""
+        return self.out(torch.cat([self.trunk(h), *belief], -1))
