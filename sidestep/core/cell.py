@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -121,7 +121,7 @@ def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
 
 
 @contextmanager
-def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
+def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
     """Normalise with batch statistics but leave the running ones alone: a replayed cell must not count twice."""
     norms = [
         m

@@ -1,10 +1,10 @@
-"""Randomness as a function of (seed, step, micro-batch, block, pass): the same in every engine and after every resume."""
+"""Randomness as a function of (seed, step, micro-batch, block, pass): equal in every engine, after every resume."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -21,7 +21,7 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 @contextmanager
-def global_rng(seed: int, device: torch.device) -> Iterator[None]:
+def global_rng(seed: int, device: torch.device) -> Generator[None, None, None]:
     """Seed the global generators that dropout, drop-path and initialisers read, and put them back afterwards.
 
     The only place in the library that touches them.

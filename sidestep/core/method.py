@@ -46,8 +46,13 @@ class Method(ABC):
         """What enters the last block of a Down pass."""
         return ()
 
-    def descent(self, logits: Sequence[Tensor], y: Tensor, task: Task) -> Mapping[str, Tensor]:
-        """What this method's theory speaks of, measured: name -> (blocks, B).  Empty where there is no such theory."""
+    def descent(
+        self, logits: Sequence[Tensor], y: Tensor, task: Task, p_y: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """What this method's theory speaks of, measured: name -> (blocks, B).  Empty where there is no such theory.
+
+        logits: (B, C) of every block; y: labels; p_y: (B, C) the true P(y|x), by default certain of y.
+        """
         return {}
 
     def export(self, chain: Chain) -> nn.Module:

@@ -39,7 +39,8 @@ class Task:
             raise ValueError(f"got {len(x)} inputs and {len(y)} labels; expected as many of each.")
         if x.shape[1:] != self.sample.shape[1:]:
             raise ValueError(
-                f"got inputs of shape {tuple(x.shape[1:])}, expected {tuple(self.sample.shape[1:])} as the network was built for."
+                f"got inputs of shape {tuple(x.shape[1:])}, expected {tuple(self.sample.shape[1:])}, "
+                "which the network was built for."
             )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError("got NaN or Inf in the inputs, expected finite numbers; clean the data before training.")

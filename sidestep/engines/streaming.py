@@ -181,7 +181,7 @@ class Streaming:
         missing = torch.full((), torch.nan, device=self.context.device)
         return torch.stack(
             [
-                sum(micro[n] for micro in losses) / len(losses) if n in losses[0] else missing
+                torch.stack([micro[n] for micro in losses]).mean() if n in losses[0] else missing
                 for n in range(len(self.chain.blocks))
             ]
         )

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from sidestep.core.cut import CutPlan
 from torch import Tensor, nn
@@ -29,7 +30,16 @@ from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Task
-from sidestep.nn.beliefs import BeliefModule, Cascade, Direction, descent, local_objective, uniform
+from sidestep.nn.beliefs import (
+    BeliefModule,
+    Cascade,
+    Direction,
+    descent,
+    distance,
+    local_objective,
+    population,
+    uniform,
+)
 from sidestep.nn.heads import Head, HeadKind, Pool, pooled_width
 from sidestep.nn.schedules import PerBlock, alphas
 
@@ -113,10 +123,16 @@ class SID(Method):
             loss = local_objective(t, log_p, log_prev, alpha, self.direction).mean()
         return Emit(send=(*features, log_p), loss=loss, logits=logits)
 
-    def descent(self, logits: Sequence[Tensor], y: Tensor, task: Task) -> Mapping[str, Tensor]:
+    def descent(
+        self, logits: Sequence[Tensor], y: Tensor, task: Task, p_y: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
         t = task.target(y, self.label_smoothing).double()
-        log_p = [F.log_softmax(block.double(), -1) for block in logits]
-        return descent(t, log_p, alphas(self.alpha, len(log_p)), self.direction)
+        alpha = alphas(self.alpha, len(logits))
+        measured = descent(t, [F.log_softmax(block.double(), -1) for block in logits], alpha, self.direction)
+        truth = task.target(y).double() if p_y is None else p_y.double()
+        predicted = [p.log() for p in population(truth, alpha, self.label_smoothing, self.direction)]
+        far = torch.stack([measured["D"][0], *(distance(t, log_p, self.direction) for log_p in predicted)])
+        return measured | {"D_population": far}
 
     def export(self, chain: Chain) -> nn.Module:
         classes = chain.blocks[0].net.layers[-1] if self.form == "shared" else chain.blocks[0].extras["head"].out[-1]

@@ -1,12 +1,13 @@
 """SID's objective on beliefs over classes, its theory, and the network that inference runs.
 
-B batch, C classes, K blocks.  Beliefs travel as log-probabilities: a belief that underflows to 0 would make KLs infinite.
+B batch, C classes, K blocks.  Beliefs travel as log-probabilities: one that underflows to 0 would make KLs infinite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -39,30 +40,36 @@ def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, di
     return mixture - alpha * entropy(t) - (1 - alpha) * entropy(prev)
 
 
+def distance(t: Tensor, log_p: Tensor, direction: Direction) -> Tensor:
+    """D = KL(t || p) for the code's direction, KL(p || t) for the paper's, (B,)."""
+    return kl(t.log(), log_p) if direction == "code" else kl(log_p, t.log())
+
+
+def movement(log_prev: Tensor, log_p: Tensor, direction: Direction) -> Tensor:
+    """C = KL(p_{i-1} || p_i) for the code's direction, KL(p_i || p_{i-1}) for the paper's, (B,)."""
+    return kl(log_prev, log_p) if direction == "code" else kl(log_p, log_prev)
+
+
 def descent(t: Tensor, log_p: Sequence[Tensor], alpha: Sequence[float], direction: Direction) -> dict[str, Tensor]:
     """How far each block is from the target, how far it moved, and the slack of its own objective, per sample.
 
-    t: (B, C) targets; log_p: K log-beliefs (B, C), p_0 being uniform.  Returns `D` (K+1, B) with D_0 first, `C` and `e`
-    (K, B), and `identity` (1, B), the difference of the two sides of
+    t: (B, C) targets; log_p: K log-beliefs (B, C), p_0 being uniform.  Returns `D` (K+1, B) with D_0 first, `C` and the
+    slack `e` = L_i(p_i) - L_i(p_{i-1}) (K, B), and `identity` (1, B), the difference of the two sides of
     D_K = D_0 - sum_i (1-alpha_i)/alpha_i C_i + sum_i e_i/alpha_i, which is 0 for any beliefs whatever.
     """
-    log_t = t.log()
     beliefs = [uniform(t.shape[0], t.shape[1], t.device).to(t.dtype), *log_p]
-    if direction == "code":
-        distance = torch.stack([kl(log_t, b) for b in beliefs])
-        moved = torch.stack([kl(a, b) for a, b in zip(beliefs, beliefs[1:], strict=False)])
-    else:
-        distance = torch.stack([kl(b, log_t) for b in beliefs])
-        moved = torch.stack([kl(b, a) for a, b in zip(beliefs, beliefs[1:], strict=False)])
+    steps = list(pairwise(beliefs))
+    far = torch.stack([distance(t, p, direction) for p in beliefs])
+    moved = torch.stack([movement(before, here, direction) for before, here in steps])
     slack = torch.stack(
         [
             local_objective(t, here, before, a, direction) - local_objective(t, before, before, a, direction)
-            for a, before, here in zip(alpha, beliefs, beliefs[1:], strict=False)
+            for a, (before, here) in zip(alpha, steps, strict=True)
         ]
     )
     weight = torch.tensor(alpha, dtype=t.dtype, device=t.device)[:, None]
-    right = distance[0] - ((1 - weight) / weight * moved).sum(0) + (slack / weight).sum(0)
-    return {"D": distance, "C": moved, "e": slack, "identity": (distance[-1] - right)[None]}
+    right = far[0] - ((1 - weight) / weight * moved).sum(0) + (slack / weight).sum(0)
+    return {"D": far, "C": moved, "e": slack, "identity": (far[-1] - right)[None]}
 
 
 def population(p_y: Tensor, alpha: Sequence[float], smoothing: float, direction: Direction) -> list[Tensor]:

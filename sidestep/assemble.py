@@ -1,0 +1,201 @@
+"""From a configuration to a network, its data and an engine: the one place that training, auditing and timing share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sidestep import models
+from sidestep.config import TrainConfig, build_method
+from sidestep.core.block import Chain
+from sidestep.core.cut import CutPlan
+from sidestep.core.keys import global_rng, key
+from sidestep.core.method import Method
+from sidestep.core.task import Task
+from sidestep.data.augment import parse
+from sidestep.data.order import Batches
+from sidestep.data.sources import Source, load
+from sidestep.engines.streaming import Streaming
+from sidestep.engines.update import UpdateRule
+from sidestep.errors import UsageError
+from sidestep.schedules import schedule
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, selected on and judged on.  mean, std: per channel, of the training part."""
+
+    train: Source
+    val: Source | None
+    test: Source | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything one run is made of."""
+
+    config: TrainConfig  # resolved: cut points, device and precision stand in it
+    method: Method
+    model: nn.Module  # the network as it was handed in; its parameters live on in the chain
+    task: Task
+    engine: Streaming
+    data: Data
+    batches: Batches
+
+    @property
+    def chain(self) -> Chain:
+        return self.engine.chain
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.device)
+
+    @property
+    def channels_last(self) -> bool:
+        return self.task.sample.dim() == 4
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.batches.steps_per_epoch
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(all that is trained, those of them that the method added to the network)."""
+        own = {id(p) for p in self.model.parameters()}
+        trained = [p for _, p in self.chain.named_parameters()]
+        return sum(p.numel() for p in trained), sum(p.numel() for p in trained if id(p) not in own)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}; expected auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"got device {name!r}, but this machine has no CUDA; use --device cpu.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 autocast where the hardware computes in it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """One optimizer for a part's parameters; biases and gains of normalisation are not decayed."""
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if config.optimizer == "sgd":
+            sgd = partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
+            return sgd(groups, lr=config.lr, fused=True)
+        adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return adam(groups, lr=config.lr, fused=True)
+
+    return make
+
+
+def load_data(config: TrainConfig) -> Data:
+    splits = load(
+        config.data,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        label_noise=config.label_noise,
+        noise_val=config.label_noise > 0,
+    )
+    return Data(splits.train, splits.val if len(splits.val) else None, splits.test, splits.mean, splits.std)
+
+
+def assemble(
+    config: TrainConfig, *, data: Data | None = None, model: nn.Module | None = None, method: Method | None = None
+) -> Assembly:
+    """Build everything.  What is handed in is used instead of what the configuration names.
+
+    Raises UsageError or another ValueError for settings that do not fit together, DataError for bad data.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    method = method or build_method(config)
+    data = data or load_data(config)
+    images = len(data.train.shape) == 3
+    batches = Batches(
+        data.train,
+        config.batch_size,
+        seed=config.seed,
+        augment=parse(config.augment),
+        mean=data.mean,
+        std=data.std,
+        device=device,
+        channels_last=images,
+    )
+    sample = batches(0)[0][:2]
+    task = Task(data.train.num_classes, sample)
+    with global_rng(key(config.seed, "init"), device):
+        if model is None:
+            model = models.build(config.model, data.train.shape, task.num_classes, **config.model_options)
+        place(model, device, images)
+        check_classes(model, task)
+        chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
+    for _, module in chain.parts():
+        place(module, device, images)
+    resolved = replace(
+        config, at=chain.at, blocks=len(chain.blocks), device=str(device), precision=precision, engine="streaming"
+    )
+    rule = UpdateRule(
+        optimizer_factory(config),
+        schedule(config.schedule, config.epochs * batches.steps_per_epoch, config.warmup),
+        config.clip,
+        config.ema,
+    )
+    engine = Streaming(
+        method,
+        chain,
+        task,
+        rule,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        autocast=torch.bfloat16 if precision == "bf16" else None,
+        compile=config.compile,
+    )
+    return Assembly(resolved, method, model, task, engine, data, batches)
+
+
+def place(module: nn.Module, device: torch.device, images: bool) -> None:
+    module.to(device)
+    if images:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+@torch.no_grad()
+def check_classes(model: nn.Module, task: Task) -> None:
+    """Refuse a network whose answer has not one logit a class."""
+    mode = model.training
+    model.eval()
+    out: Tensor = model(task.sample)
+    model.train(mode)
+    if out.shape != (len(task.sample), task.num_classes):
+        raise UsageError(
+            f"the network answers with shape {tuple(out.shape[1:])}, expected ({task.num_classes},) logits for the "
+            f"data's {task.num_classes} classes; change the network's last layer or num_classes."
+        )
+
+

@@ -1,0 +1,89 @@
+"""The table that drives the conformance tests: one row per method and form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from sidestep.core.method import Method
+from sidestep.core.task import Task
+from sidestep.engines.streaming import Streaming
+from sidestep.engines.update import UpdateRule
+from sidestep.methods.backprop import Backprop, BackpropCheckpointed
+from sidestep.methods.deep_supervision import DeepSupervision
+from sidestep.methods.local_ce import LocalCE
+from sidestep.methods.sid import SID
+
+CLASSES = 5
+BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, and what the program says of it."""
+
+    id: str
+    method: Method
+    isolated: bool  # every block's loss reaches its own parameters only
+
+
+CASES = [
+    Case("backprop", Backprop(), isolated=False),
+    Case("backprop-smoothed", Backprop(label_smoothing=0.1), isolated=False),
+    Case("backprop_checkpointed", BackpropCheckpointed(), isolated=False),
+    Case("deep_supervision", DeepSupervision(label_smoothing="sid"), isolated=False),
+    Case("local_ce", LocalCE(label_smoothing=0.1), isolated=True),
+    Case("sid-trunk", SID(), isolated=True),
+    Case("sid-trunk-paper", SID(direction="paper", label_smoothing=0.1, alpha="linear:1:0.3"), isolated=True),
+    Case("sid-shared", SID(form="shared", alpha="1,0.5,0.25"), isolated=False),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES, ids=[case.id for case in CASES])
+
+
+def small_net(seed: int = 0, dropout: float = 0.1) -> nn.Sequential:
+    """A convolutional chain with everything that is easily got wrong: BatchNorm, dropout, in-place ReLU, pooling."""
+    torch.manual_seed(seed)
+
+    def unit(inputs: int, outputs: int) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.Dropout(dropout))
+
+    readout = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)]
+    return nn.Sequential(unit(2, 8), unit(8, 8), nn.MaxPool2d(2), unit(8, 8), unit(8, 8), *readout)
+
+
+def some_batch(seed: int = 0, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 2, 8, 8, generator=g), torch.randint(CLASSES, (size,), generator=g)
+
+
+def small_task() -> Task:
+    return Task(CLASSES, some_batch()[0][:2])
+
+
+def sgd(lr: float = 0.05, **more: object) -> UpdateRule:
+    return UpdateRule(lambda ps: torch.optim.SGD(ps, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4), **more)  # pyright: ignore[reportArgumentType]
+
+
+def adam(lr: float = 3e-3, **more: object) -> UpdateRule:
+    return UpdateRule(lambda ps: torch.optim.AdamW(ps, lr=lr, fused=True), **more)  # pyright: ignore[reportArgumentType]
+
+
+def engine_for(
+    method: Method, model: nn.Module | None = None, rule: UpdateRule | None = None, blocks: int = BLOCKS, **options: object
+) -> Streaming:
+    """An engine over freshly built blocks, equal for equal arguments."""
+    from sidestep.core.cut import CutPlan
+
+    model = small_net() if model is None else model
+    torch.manual_seed(1)
+    task = small_task()
+    chain = method.build(model, task, CutPlan(blocks=blocks))
+    return Streaming(method, chain, task, rule or sgd(), **options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,146 @@
+"""Every method does what every method must.  A new method is a row in CASES."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidestep.core.cell import finish_cell
+from sidestep.core.emit import Emit, Message
+from tests.conftest import CLASSES, Case, adam, engine_for, sgd, small_net, some_batch
+
+
+def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_overfits_64_samples(case: Case) -> None:
+    engine = engine_for(case.method, small_net(dropout=0.0), adam(1e-2))
+    x, y = some_batch(size=64)
+    for _ in range(150):
+        engine.step((x, y))
+    last = engine.predict(x)[-1]
+    assert last is not None
+    assert (last.argmax(-1) == y).float().mean() >= 0.98
+
+
+def test_same_seed_same_bits(case: Case) -> None:
+    states = []
+    for _ in range(2):
+        engine = engine_for(case.method, rule=adam(clip=1.0, ema=0.9), seed=3, accumulate=2)
+        torch.manual_seed(len(states))  # whatever the global generator holds must not matter
+        for step in range(4):
+            engine.step(some_batch(step))
+        states.append(engine.state_dict())
+    assert states_equal(*states)
+
+
+def test_another_seed_other_bits(case: Case) -> None:
+    """Guards the test above: dropout really draws from the seed."""
+    engines = [engine_for(case.method, seed=seed) for seed in (0, 1)]
+    for engine in engines:
+        engine.step(some_batch())
+    assert not states_equal(engines[0].state_dict(), engines[1].state_dict())
+
+
+def test_a_resumed_engine_continues_bit_for_bit(case: Case) -> None:
+    rule = adam(clip=0.5, ema=0.9, schedule=lambda step: 1 / (1 + step))
+    straight = engine_for(case.method, rule=rule)
+    for step in range(3):
+        straight.step(some_batch(step))
+    saved = {k: v.clone() for k, v in straight.state_dict().items()}
+    resumed = engine_for(case.method, small_net(seed=99), rule)
+    resumed.load_state_dict(saved)
+    for engine in (straight, resumed):
+        for step in range(3, 6):
+            engine.step(some_batch(step))
+    assert states_equal(straight.state_dict(), resumed.state_dict())
+
+
+def test_nothing_that_requires_grad_crosses_a_cut(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached: list[bool] = []  # noted as they cross: the receiver may make leaves of them
+
+    def watched(emit: Emit, scale: float = 1.0) -> Message:
+        message = finish_cell(emit, scale)
+        attached.extend(m.requires_grad or m.grad_fn is not None for m in message)
+        return message
+
+    monkeypatch.setattr("sidestep.engines.streaming.finish_cell", watched)
+    engine_for(case.method).step(some_batch())
+    assert attached
+    assert not any(attached)
+
+
+def test_gradients_reach_the_blocks_the_program_says(case: Case) -> None:
+    """Only block n's loss is differentiated: it reaches n, and others only where gradients cross or a hub is shared."""
+    engine = engine_for(case.method)
+    assert engine.derived.isolated == case.isolated
+    for n in range(3):
+        found = engine.gradients(some_batch(), losses={n})
+        reached = {name.split(".")[1] for name, g in found.items() if name.startswith("blocks") and g.any()}
+        has_loss = n == 2 or "backprop" not in case.id
+        assert reached == ({str(m) for m in engine.derived.reaches(n)} if has_loss else set())
+        assert any(name.startswith("hub") and bool(g.any()) for name, g in found.items()) == (case.id == "sid-shared")
+
+
+def test_later_blocks_alter_an_update_only_where_the_program_says(case: Case) -> None:
+    for later in range(3):
+        engine = engine_for(case.method)
+        before = engine.gradients(some_batch())
+        with torch.no_grad():
+            for p in engine.chain.blocks[later].parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        after = engine.gradients(some_batch())
+        for n in range(later):
+            changed = any(not torch.equal(before[k], after[k]) for k in before if k.startswith(f"blocks.{n}."))
+            assert changed == (later in engine.derived.depends(n))
+
+
+def test_inference_twice_is_equal_and_changes_nothing(case: Case) -> None:
+    engine = engine_for(case.method, rule=sgd(ema=0.9))
+    engine.step(some_batch())
+    before = {k: v.clone() for k, v in engine.state_dict().items()}
+    first, second = engine.predict(some_batch()[0]), engine.predict(some_batch()[0])
+    for a, b in zip(first, second, strict=True):
+        assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+    assert states_equal(before, engine.state_dict())
+
+
+def test_asking_for_gradients_changes_nothing(case: Case) -> None:
+    engine = engine_for(case.method)
+    before = {k: v.clone() for k, v in engine.state_dict().items()}
+    engine.gradients(some_batch())
+    assert states_equal(before, engine.state_dict())
+
+
+def test_the_exported_network_answers_like_the_engine(case: Case) -> None:
+    engine = engine_for(case.method, rule=sgd(ema=0.5))
+    for step in range(3):
+        engine.step(some_batch(step))
+    x = some_batch(7)[0]
+    answer = engine.predict(x)[-1]
+    assert answer is not None
+    assert answer.shape == (16, CLASSES)
+    exported = case.method.export(engine.inference_chain).eval()
+    with torch.no_grad():
+        assert torch.equal(exported(x), answer)
+
+
+def test_accumulated_steps_average_the_micro_batches(case: Case) -> None:
+    """Without BatchNorm and dropout, two halves make the whole batch's gradient.
+
+    Tolerance: the sums over samples are taken in another order, which costs some 1e-7 relative in float32.
+    """
+    from torch import nn
+
+    def net() -> nn.Sequential:
+        torch.manual_seed(0)
+        units = [nn.Sequential(nn.Linear(128 if i == 0 else 16, 16), nn.Tanh()) for i in range(3)]
+        return nn.Sequential(nn.Flatten(), *units, nn.Linear(16, CLASSES))
+
+    whole, halves = engine_for(case.method, net(), sgd()), engine_for(case.method, net(), sgd(), accumulate=2)
+    loss = whole.step(some_batch()).loss, halves.step(some_batch()).loss
+    torch.testing.assert_close(loss[0], loss[1], equal_nan=True, rtol=1e-5, atol=1e-6)
+    for (name, a), (_, b) in zip(whole.chain.named_parameters(), halves.chain.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
