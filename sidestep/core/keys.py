@@ -21,12 +21,12 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 @contextmanager
-def global_rng(seed: int, device: torch.device) -> Generator[None, None, None]:
+def global_rng(seed: int, device: torch.device | None = None) -> Generator[None, None, None]:
     """Seed the global generators that dropout, drop-path and initialisers read, and put them back afterwards.
 
     The only place in the library that touches them.
     """
-    devices = [device] if device.type == "cuda" else []
+    devices = [device] if device is not None and device.type == "cuda" else []
     python = random.getstate()
     with torch.random.fork_rng(devices, device_type="cuda"):
         torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from .task import Task
 class Method(ABC):
     """A learning rule.  Final subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     reference: ClassVar[str]
     needs: ClassVar[str] = "any chain"  # what it asks of the network or the data, for `sidestep methods`
 

@@ -7,7 +7,7 @@ block's update depends on are derived from it, and the derived claims can be che
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -137,16 +137,15 @@ class Derived:
             "update": later or self.hub_trained,
         }
 
-    def peak(self, graph: list[float], held: list[float]) -> float:
-        """The most bytes alive at once, if a block's graph takes `graph[n]` and what it keeps without one `held[n]`.
+    def peak(self, weight: Mapping[CellId, float]) -> float:
+        """The most bytes alive at once, if a cell leaves `weight` bytes behind (a graph, or what it keeps).
 
-        A graph lives from the cell that builds it to the block's last cell; a replaying pass builds it anew.
+        What a cell leaves lives to its block's last cell.
         """
-        cells = plan(self.program, self.count)
         alive: dict[int, float] = {}
         most = 0.0
-        for i, n in cells:
-            alive[n] = graph[n] if self.program[i].grad else max(alive.get(n, 0.0), held[n])
+        for i, n in plan(self.program, self.count):
+            alive[n] = alive.get(n, 0.0) + weight[i, n]
             most = max(most, sum(alive.values()))
             if i == self.last_pass:
                 del alive[n]

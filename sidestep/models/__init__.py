@@ -1,0 +1,62 @@
+"""Plain networks that know no method: `build("resnet18", (3, 32, 32), 10)`; importing this loads no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sidestep.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from sidestep.models.chained import Chained
+
+# A factory is `f(input_shape, num_classes, **its own options)`; the first line of its docstring names its source.
+MODELS: dict[str, str] = {
+    "mlp": "sidestep.models.mlp:mlp",
+    "resmlp": "sidestep.models.mlp:resmlp",
+    "simplecnn": "sidestep.models.simplecnn:simplecnn",
+    "simplecnn_bn": "sidestep.models.simplecnn:simplecnn_bn",
+    "belief_cascade": "sidestep.models.simplecnn:belief_cascade",
+    "vgg11_bn": "sidestep.models.vgg:vgg11_bn",
+    "resnet20": "sidestep.models.resnet:resnet20",
+    "resnet18": "sidestep.models.resnet:resnet18",
+    "resnet34": "sidestep.models.resnet:resnet34",
+    "resnet50": "sidestep.models.resnet:resnet50",
+    "vit_tiny": "sidestep.models.vit:vit_tiny",
+}
+
+
+def factory(name: str) -> Callable[..., Chained]:
+    """The function that makes model `name`; its docstring gives the source.  An unknown name is a `UsageError`."""
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    module, function = MODELS[name].split(":")
+    return getattr(import_module(module), function)
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of model `name` and their defaults; an option has the type of its default."""
+    own = list(inspect.signature(factory(name)).parameters.values())[2:]
+    return {option.name: option.default for option in own}
+
+
+def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **given: Any) -> Chained:
+    """A new model for images of `input_shape` (channels, height, width) that returns logits (B, num_classes).
+
+    Its parameters are drawn from torch's global generator.  A word, type or value that the model does not
+    know is a `UsageError`.
+    """
+    own = options(name)
+    for key, value in given.items():
+        if key not in own:
+            raise UsageError(f"unknown option {key!r} of model {name!r}; it has: {', '.join(own) or 'none'}.")
+        expected = type(own[key])
+        if not (type(value) is expected or (expected is float and type(value) is int)):
+            raise UsageError(f"{name}.{key}={value!r}; expected a value of type {expected.__name__}.")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise UsageError(f"input shape {tuple(input_shape)}; expected (channels, height, width), each at least 1.")
+    if num_classes < 1:
+        raise UsageError(f"num_classes={num_classes}; expected at least 1.")
+    return factory(name)(tuple(input_shape), num_classes, **given)
