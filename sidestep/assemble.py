@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,17 +17,20 @@ from sidestep.core.keys import global_rng, key
 from sidestep.core.method import Method
 from sidestep.core.task import Task
 from sidestep.data.augment import parse
-from sidestep.data.order import Batches
-from sidestep.data.sources import Source, load
+from sidestep.data.order import Batches, eval_batches
+from sidestep.data.samples import Source
+from sidestep.data.sources import load
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.errors import UsageError
 from sidestep.schedules import schedule
 
+EVAL_BATCH = 512
+
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on, selected on and judged on.  mean, std: per channel, of the training part."""
+    """What is trained on, selected on and judged on.  mean, std: a channel's, in the training part, or ()."""
 
     train: Source
     val: Source | None
@@ -64,6 +67,13 @@ class Assembly:
     def total_steps(self) -> int:
         return self.config.epochs * self.batches.steps_per_epoch
 
+    def eval_batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples in order, as the network wants them."""
+        data = self.data
+        return eval_batches(
+            source, EVAL_BATCH, mean=data.mean, std=data.std, device=self.device, channels_last=self.channels_last
+        )
+
     def parameter_counts(self) -> tuple[int, int]:
         """(all that is trained, those of them that the method added to the network)."""
         own = {id(p) for p in self.model.parameters()}
@@ -90,7 +100,8 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return "bf16" if fast else "fp32"
 
 
 def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
@@ -151,7 +162,10 @@ def assemble(
     task = Task(data.train.num_classes, sample)
     with global_rng(key(config.seed, "init"), device):
         if model is None:
-            model = models.build(config.model, data.train.shape, task.num_classes, **config.model_options)
+            if not images:
+                raise UsageError(f"{config.model} takes images, got samples of shape {data.train.shape}; give a model.")
+            channels, height, width = data.train.shape
+            model = models.build(config.model, (channels, height, width), task.num_classes, **config.model_options)
         place(model, device, images)
         check_classes(model, task)
         chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
@@ -197,5 +211,3 @@ def check_classes(model: nn.Module, task: Task) -> None:
             f"the network answers with shape {tuple(out.shape[1:])}, expected ({task.num_classes},) logits for the "
             f"data's {task.num_classes} classes; change the network's last layer or num_classes."
         )
-
-

@@ -1,4 +1,4 @@
-"""The two ways a user's input can be wrong.  Both are `ValueError`; the command line turns them into one line and an exit code."""
+"""The two ways a user's input can be wrong; the command line turns both into one line and an exit code."""
 
 from __future__ import annotations
 

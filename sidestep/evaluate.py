@@ -10,39 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidestep.assemble import Assembly
-from sidestep.data.order import eval_batches
-from sidestep.data.sources import Source
+from sidestep.data.samples import Source
 from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 
 MEASURES = ("accuracy", "nll", "brier", "ece")
-EVAL_BATCH = 512
 
 
-def evaluate(assembly: Assembly, source: Source, *, flip_rate: float = 0.0) -> dict[str, object]:
+def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[str, object]:
     """Accuracy, NLL (nats), Brier score and ECE of every block, None for a block without a read-out.
 
-    flip_rate: the share of training labels that were redrawn at random, if `source` is clean: what makes P(y|x) known to
-    the belief curves.  They stand under `descent` where the method has a theory of them.
+    noise: the share of training labels that were redrawn at random, if `source` is clean: it makes P(y|x) known to the
+    belief curves, which stand under `descent` where the method has a theory of them.
     """
     engine, task = assembly.engine, assembly.task
     scores: list[Scores | None] = []
     curves: list[Mapping[str, Tensor]] = []
-    for x, y in eval_batches(
-        source,
-        EVAL_BATCH,
-        mean=assembly.data.mean,
-        std=assembly.data.std,
-        device=assembly.device,
-        channels_last=assembly.channels_last,
-    ):
+    for x, y in assembly.eval_batches(source):
         logits = engine.predict(x)
         scores = scores or [None if block is None else Scores() for block in logits]
         for score, block in zip(scores, logits, strict=True):
             if score is not None and block is not None:
                 score.update(block, y)
         beliefs = [block for block in logits if block is not None]
-        p_y = torch.lerp(F.one_hot(y, task.num_classes).double(), torch.tensor(1 / task.num_classes).double(), flip_rate)
+        p_y = torch.lerp(F.one_hot(y, task.num_classes).double(), torch.tensor(1 / task.num_classes).double(), noise)
         if curve := assembly.method.descent(beliefs, y, task, p_y):
             curves.append(curve)
     results = [None if score is None else score.result() for score in scores]
@@ -66,7 +57,7 @@ def run(path: Path, *, descent: bool = False) -> dict[str, object]:
     finished = load_run(path)
     assembly = finished.assembly
     assert assembly.data.test is not None
-    measured = evaluate(assembly, assembly.data.test, flip_rate=assembly.config.label_noise)
+    measured = evaluate(assembly, assembly.data.test, noise=assembly.config.label_noise)
     result: dict[str, object] = {
         "run": str(path),
         "method": assembly.config.method,
@@ -103,6 +94,6 @@ def block_table(measured: Mapping[str, object], descent: object = None) -> str:
         lines.append(
             "D: KL to the target, nats.  T5: what well-specified blocks would reach.  C: KL moved.  e: slack of the\n"
             "local objective, positive where a block made a sample worse by its own measure.\n"
-            f"identity of the telescoped relation: largest error {curves['identity']:.1e} over {curves['samples']} samples"
+            f"the telescoped identity: off by {curves['identity']:.1e} at most ({curves['samples']} samples)"
         )
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from sidestep import checkpoint
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.block import Chain
+from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
@@ -47,13 +48,9 @@ class Run:
 
     def predict(self, x: Tensor) -> Tensor:
         """Class probabilities (B, C) of raw inputs like those of the training set."""
-        from sidestep.data.order import normalise
-
-        data = self.assembly.data
-        x = normalise(x.to(self.assembly.device), data.mean, data.std, channels_last=self.assembly.channels_last)
-        logits = self.assembly.engine.predict(x)[-1]
-        assert logits is not None
-        return logits.float().softmax(-1)
+        nothing = Samples(x, torch.zeros(len(x), dtype=torch.int64), ("",))
+        answers = [self.assembly.engine.predict(x)[-1] for x, _ in self.assembly.eval_batches(nothing)]
+        return torch.cat([logits for logits in answers if logits is not None]).float().softmax(-1)
 
     def audit(self) -> dict[str, object]:
         """Which parameters each block's loss reaches on this very network, and what its update depends on."""
@@ -62,7 +59,17 @@ class Run:
         return audit(self.assembly)
 
     def _repr_html_(self) -> str:
-        shown = ("method", "model", "data", "val_accuracy", "test_accuracy", "test_nll", "test_ece", "step_ms", "params")
+        shown = (
+            "method",
+            "model",
+            "data",
+            "val_accuracy",
+            "test_accuracy",
+            "test_nll",
+            "test_ece",
+            "step_ms",
+            "params",
+        )
         rows = "".join(
             f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(self.summary.get(name)))}</td></tr>"
             for name in shown

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,14 +21,27 @@ from sidestep import checkpoint
 from sidestep.assemble import Assembly, Data, assemble
 from sidestep.config import TrainConfig, resolve, to_toml
 from sidestep.core.method import Method
-from sidestep.data.sources import Samples, Source, as_source, channel_stats
+from sidestep.data.samples import Samples, Source
+from sidestep.data.sources import as_source, channel_stats
 from sidestep.data.splits import stratified_split
 from sidestep.errors import DataError, UsageError
 from sidestep.evaluate import MEASURES, block_table, evaluate, last
+from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
-from sidestep.methods import method_name
+from sidestep.methods import method_fields, method_name
 from sidestep.progress import Progress
-from sidestep.run import CONFIG, METRICS, SUMMARY, Run, commit, environment, fingerprint, from_parts, open_folder, to_parts
+from sidestep.run import (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    Run,
+    commit,
+    environment,
+    fingerprint,
+    from_parts,
+    open_folder,
+    to_parts,
+)
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 
@@ -68,7 +81,9 @@ class Trainer:
                 metrics = self.engine.step(self.assembly.batches(self.engine.steps))
                 self.loss_sum += metrics.loss
                 step = self.engine.steps
-                self.progress.step(step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch)
+                self.progress.step(
+                    step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch
+                )
                 if step - started_at == WARMUP_STEPS:
                     self.synchronise()
                     began = time.perf_counter()
@@ -97,7 +112,9 @@ class Trainer:
         steps = self.assembly.batches.steps_per_epoch
         loss = [None if math.isnan(v) else v for v in (self.loss_sum / steps).tolist()]
         if not any(v is not None for v in loss) or any(v is not None and math.isinf(v) for v in loss):
-            raise DataError(f"the loss is no longer finite in epoch {epoch} ({loss}); lower --lr or clip with --clip 1.")
+            raise DataError(
+                f"the loss is no longer finite in epoch {epoch} ({loss}); lower --lr or clip with --clip 1."
+            )
         self.loss_sum.zero_()
         row: dict[str, object] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
         if self.assembly.data.val is not None:
@@ -142,7 +159,8 @@ class Trainer:
             print(f"sidestep: warning: {warning}", file=sys.stderr)
         self.loss_sum.copy_(state.pop("progress/loss_sum"))
         self.engine.load_state_dict(state)
-        checkpoint.truncate_jsonl(self.folder / METRICS, lambda row: row["step"] <= self.engine.steps)
+        done = range(self.engine.steps + 1)
+        checkpoint.truncate_jsonl(self.folder / METRICS, lambda row: row["step"] in done)
         if (self.folder / METRICS).exists():
             self.history = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
         best = manifest.extra.get("best")
@@ -180,31 +198,23 @@ class Trainer:
         if data.val is not None:
             summary["val_accuracy"] = last(evaluate(assembly, data.val), "accuracy")
         if data.test is not None:
-            measured = evaluate(assembly, data.test, flip_rate=config.label_noise)
+            measured = evaluate(assembly, data.test, noise=config.label_noise)
             summary |= {f"test_{m}": last(measured, m) for m in MEASURES}
             summary |= {f"block_test_{m}": measured[m] for m in MEASURES}
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
         seconds, steps = self.timed
-        params, aux_params = assembly.parameter_counts()
         return summary | {
             "samples_per_second": config.batch_size * steps / seconds if seconds else None,
             "step_ms": 1000 * seconds / steps if steps else None,
-            **self.costs(),
             "peak_rss_mb": peak_rss_mb(),
-            "params": params,
-            "aux_params": aux_params,
+            **cost(like(assembly, config.method)),
             "commit": commit(),
             "torch": torch.__version__,
             "device": device_name(assembly.device),
             "precision": config.precision,
             "threads": torch.get_num_threads(),
         }
-
-    def costs(self) -> dict[str, object]:
-        from sidestep.measure.cost import cost
-
-        return cost(self.assembly)
 
     @contextmanager
     def signals(self) -> Generator[None, None, None]:
@@ -260,7 +270,7 @@ def run(config: TrainConfig) -> dict[str, object]:
         print(f"sidestep: resuming at step {trainer.engine.steps} of {assembly.total_steps}", file=sys.stderr)
     else:
         (folder / METRICS).unlink(missing_ok=True)
-        checkpoint.write_text(folder / CONFIG, to_toml(assembly.config))
+        checkpoint.write_text_atomic(folder / CONFIG, to_toml(assembly.config))
     try:
         trainer.train()
     except Stopped as stopped:
@@ -322,13 +332,13 @@ def fit(
 
     Raises ValueError for settings or data that do not fit, before the network is touched.
     """
-    known = {f.name for f in fields(TrainConfig)}
-    flags = {k: v for k, v in settings.items() if v is not None} | {"blocks": blocks, "epochs": epochs}
-    config = resolve(method_name(method), flags | {"data": "custom", "model": type(model).__name__}, known=known)
+    flags = settings | {"blocks": blocks, "epochs": epochs, "data": "custom", "model": type(model).__name__, "out": out}
+    config = resolve(method_name(method), flags, custom=True)
+    config = replace(config, method_options=method_fields(method))
     data = custom_data(train_set, val_set, test_set, config)
     folder = None
     if out is not None:
-        folder, _ = open_folder(replace(config, out=Path(out)))
+        folder, _ = open_folder(config)
     assembly = assemble(config, data=data, model=model, method=method)
     trainer = Trainer(assembly, folder, quiet=quiet)
     interrupted = False
@@ -341,7 +351,7 @@ def fit(
 
 
 def custom_data(train_set: object, val_set: object, test_set: object, config: TrainConfig) -> Data:
-    """The user's own data; images in bytes are normalised by their training statistics, floats are taken as they are."""
+    """The user's own data; images in bytes are normalised by their training statistics, floats are left alone."""
     train = as_source(train_set)
     others = [None if s is None else as_source(s, num_classes=train.num_classes) for s in (val_set, test_set)]
     val: Source | None = others[0]
@@ -351,5 +361,7 @@ def custom_data(train_set: object, val_set: object, test_set: object, config: Tr
     for name, other in zip(("val_set", "test_set"), others, strict=True):
         if other is not None and other.shape != train.shape:
             raise UsageError(f"{name} has samples of shape {other.shape}, expected {train.shape} as in train_set.")
-    mean, std = channel_stats(train.x) if isinstance(train, Samples) else ((0.0,), (1.0,))
+    mean, std = (), ()
+    if isinstance(train, Samples) and train.x.dtype == torch.uint8:
+        mean, std = channel_stats(train.x)
     return Data(train, val, others[1], mean, std)

@@ -77,7 +77,11 @@ def adam(lr: float = 3e-3, **more: object) -> UpdateRule:
 
 
 def engine_for(
-    method: Method, model: nn.Module | None = None, rule: UpdateRule | None = None, blocks: int = BLOCKS, **options: object
+    method: Method,
+    model: nn.Module | None = None,
+    rule: UpdateRule | None = None,
+    blocks: int = BLOCKS,
+    **options: object,
 ) -> Streaming:
     """An engine over freshly built blocks, equal for equal arguments."""
     from sidestep.core.cut import CutPlan

@@ -112,7 +112,7 @@ class Streaming:
         scale: float,
         only: Collection[int] | None = None,
     ) -> dict[int, Tensor]:
-        """Run all cells on one micro-batch; with `update`, each block moves as soon as it is done.  Returns its losses."""
+        """Run all cells on one micro-batch and return its losses; with `update`, a block moves once it is done."""
         encoded = run_hub(self.method.encode, self.chain.hub, batch, self.context)
         leaves = [
             {k: v.detach().requires_grad_(v.requires_grad) for k, v in encoded.items()} for _ in self.chain.blocks

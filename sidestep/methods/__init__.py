@@ -27,6 +27,11 @@ def method_class(name: str) -> type[Method]:
     return getattr(import_module(f"{__name__}.{module}"), attribute)
 
 
+def method_fields(method: Method) -> dict[str, object]:
+    """A method's hyperparameters by name."""
+    return {name: getattr(method, name) for name in method.__dataclass_fields__}
+
+
 def method_name(method: Method) -> str:
     """The name under which a method's class is listed."""
     return next(name for name, where in METHODS.items() if where.endswith(":" + type(method).__name__))

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sidestep.core.cut import CutPlan
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up

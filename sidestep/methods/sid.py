@@ -9,8 +9,8 @@ Ye & Tang, arXiv:2510.03273.
     trunk:   h_k = block_k(sg h_{k-1}); nothing is shared.
     shared:  h_k = z = extractor(x) for all k; the extractor gets the sum of all blocks' gradients: an update lock.
 
-The published algorithm caches beliefs in a first, graph-free sweep; since no parameter moves between its two sweeps, one
-sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features.
+The published algorithm caches beliefs in a first, graph-free sweep; since no parameter moves between its two sweeps,
+one sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from sidestep.core.cut import CutPlan
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
@@ -54,7 +54,7 @@ class SID(Method):
     alpha: PerBlock = 0.5  # the paper's default; or one per block: 1,0.5,0.25 or linear:1:0.1
     form: Literal["trunk", "shared"] = "trunk"
     direction: Direction = "code"
-    label_smoothing: float = 0.0  # s
+    label_smoothing: float = 0.0  # s, part of the target t
     head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
     hidden: int = 256  # shared: hidden units of a belief module, as released
@@ -135,6 +135,6 @@ class SID(Method):
         return measured | {"D_population": far}
 
     def export(self, chain: Chain) -> nn.Module:
-        classes = chain.blocks[0].net.layers[-1] if self.form == "shared" else chain.blocks[0].extras["head"].out[-1]
-        stages = [(None, b.net) if self.form == "shared" else (b.net, b.extras["head"]) for b in chain.blocks]
-        return Cascade(classes.out_features, stages, chain.hub)
+        shared = self.form == "shared"
+        stages = [(nn.Identity(), b.net) if shared else (b.net, b.extras["head"]) for b in chain.blocks]
+        return Cascade(stages, chain.hub)

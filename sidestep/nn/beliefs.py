@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .divergences import cross_entropy, entropy, kl
+from .heads import Head
 from .schedules import remainders
 
 Direction = Literal["code", "paper"]
@@ -93,28 +94,28 @@ class BeliefModule(nn.Module):
 
     def __init__(self, features: int, classes: int, hidden: int = 256) -> None:
         super().__init__()
+        self.classes = classes
         self.layers = nn.Sequential(nn.Linear(features + classes, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, z: Tensor, belief: Tensor) -> Tensor:
+        """z: (B, D) the extractor's features; belief: (B, C) of the module before.  Returns logits (B, C)."""
         return self.layers(torch.cat([belief, z], -1))
 
 
 class Cascade(nn.Module):
     """What inference runs: every block's net and head, the belief of each passed to the next.  x -> logits (B, C).
 
-    With an extractor its output is what every module sees; without one each net continues from the one before.
+    stages: (net, head) of each block, the head a BeliefModule or a Head with a belief.  A net continues from the
+    features of the one before, the first from the extractor.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        stages: Sequence[tuple[nn.Module | None, nn.Module]],
-        extractor: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, stages: Sequence[tuple[nn.Module, nn.Module]], extractor: nn.Module | None = None) -> None:
         super().__init__()
-        self.classes = classes
+        head = stages[0][1]
+        assert isinstance(head, BeliefModule | Head)
+        self.classes = head.classes
         self.extractor = extractor if extractor is not None else nn.Identity()
-        self.nets = nn.ModuleList([net if net is not None else nn.Identity() for net, _ in stages])
+        self.nets = nn.ModuleList([net for net, _ in stages])
         self.heads = nn.ModuleList([head for _, head in stages])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def pooled_width(shape: torch.Size) -> int:
 class Head(nn.Module):
     """Features of a block, and an optional belief beside them, to logits.
 
-    linear: pool, then a linear map.  conv: at most 8 x 8 positions, one 3 x 3 convolution with BatchNorm and ReLU, then as
-    linear.  mlp: a hidden layer after the pool.  auto: conv for feature maps, linear for the rest.
+    linear: pool, then a linear map.  conv: at most 8 x 8 positions, one 3 x 3 convolution with BatchNorm and ReLU, then
+    as linear.  mlp: a hidden layer after the pool.  auto: conv for feature maps, linear for the rest.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Head(nn.Module):
             raise ValueError(
                 f"got head='conv' for features of shape {tuple(shape)}, expected feature maps; use linear or mlp."
             )
+        self.classes = outputs
         features = pooled_width(shape)
         self.trunk: nn.Module = Pool()
         if kind == "conv" or (kind == "auto" and spatial):

@@ -42,7 +42,7 @@ def remainders(alpha: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def smoothings(spec: float | str, count: int | None = None) -> tuple[float, ...]:
-    """The label smoothing of each block's loss: a constant, or `sid`, `sid:ALPHA` for SID's own, block i smoothed by r_i."""
+    """The label smoothing of each block's loss: a constant, or `sid`, `sid:ALPHA` for SID's own: r_i for block i."""
     if isinstance(spec, str) and (spec == "sid" or spec.startswith("sid:")):
         return remainders(alphas(spec[4:] or 0.5, count))
     try:

@@ -1,0 +1,355 @@
+"""Checkpoints that are whole or not there: safetensors files and a JSON manifest with the SHA-256 of each.
+
+    checkpoints/step-40/blocks.0.safetensors  blocks.1.safetensors  hub.safetensors  run.safetensors  manifest.json
+
+A checkpoint is written aside under a name with a leading dot: every file synced to disk, the manifest last, the folder
+synced, then renamed.  So whatever kills the writer, a checkpoint's name means all of it.  Nothing is ever unpickled.
+
+Beside them, the same care for a run's other files: JSON and text replaced as a whole, and a log of JSON lines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sidestep.errors import DataError, UsageError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ASIDE = ".aside-"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    fingerprint: what must be equal to continue from it (method, model, cut, ...).  environment: what must be equal for
+    equal bits (device type, torch version, ...).  extra: the caller's own values.
+    """
+
+    step: int
+    fingerprint: Mapping[str, object]
+    environment: Mapping[str, object]
+    extra: Mapping[str, object]
+    files: Mapping[str, str]  # name -> SHA-256, hexadecimal
+    format: int = FORMAT
+
+
+class _Unsound(DataError):
+    """No checkpoint, or not all of one.  A newer format is another error: not for us to pass over or to replace."""
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def save(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    step: int,
+    fingerprint: Mapping[str, object],
+    environment: Mapping[str, object],
+    extra: Mapping[str, object],
+    keep: int = 2,
+    prefix: str = "step",
+) -> Path:
+    """Write `folder/<prefix>-<step>/`, delete all but `keep` of this prefix, and return it.
+
+    state: `<part>/<name>` -> tensor of any layout on any device; one file per part, names without "/" go to `run`.
+    The three mappings hold what JSON can.  A sound checkpoint of the same name stays, an unsound one is replaced.
+
+    Raises OSError (full disk, no permission) with nothing half written left behind, and DataError where another process
+    is writing to the same folder.
+    """
+    if keep < 2:
+        raise UsageError(f"got keep={keep}, expected 2 or more: the one before must outlive the one being written.")
+    folder.mkdir(parents=True, exist_ok=True)
+    final, aside = folder / f"{prefix}-{step}", folder / f"{ASIDE}{prefix}-{step}"
+    with _only_writer(folder):
+        for left in folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(left)
+        if final.exists() and _passes(_read, final):
+            return final
+        aside.mkdir()
+        try:
+            files: dict[str, str] = {}
+            for name, tensors in _by_file(state).items():
+                data = safetensors.torch.save({key: _plain(tensor) for key, tensor in tensors.items()})
+                files[name] = hashlib.sha256(data).hexdigest()
+                _write(aside / name, data)
+            manifest = {
+                "format": FORMAT,
+                "step": step,
+                "fingerprint": dict(fingerprint),
+                "environment": dict(environment),
+                "extra": dict(extra),
+                "files": files,
+            }
+            _write(aside / MANIFEST, _sealed(_as_read(manifest)))
+            _sync(aside)
+            if final.exists():
+                _discard(final)
+            os.rename(aside, final)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _sync(folder)
+        others = [path for path in _numbered(folder, prefix) if path != final and _passes(_manifest, path, DataError)]
+        for old in others[keep - 1 :]:
+            _discard(old)
+    return final
+
+
+def _by_file(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    files: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        part = key.partition("/")[0] if "/" in key else "run"
+        files.setdefault(f"{part}.safetensors", {})[key] = tensor
+    return files
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy of its own in C order, because safetensors refuses shared memory and every other layout."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _as_read(body: Mapping[str, object]) -> dict[str, object]:
+    """What reading it back gives: lists for tuples, text for keys."""
+    return json.loads(json.dumps(dict(body)))
+
+
+def _sealed(body: Mapping[str, object]) -> bytes:
+    """The manifest's one spelling, its own SHA-256 inside: no byte of it can change unseen."""
+    seal = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return (json.dumps({**body, "sha256": seal}, indent=2) + "\n").encode()
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Generator[None]:
+    """Whoever holds the lock knows that all leftovers are of dead writers: the system drops a dead process's locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder} is being written by another process, expected one run per folder; stop it or use another."
+            ) from error
+        except OSError:
+            pass  # some network file systems know no locks; a run has one writer all the same
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete so that a kill half-way leaves a leftover to clean up, never a checkpoint with files missing."""
+    aside = checkpoint.with_name(f"{ASIDE}old-{checkpoint.name}")
+    os.rename(checkpoint, aside)
+    shutil.rmtree(aside)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], Manifest]:
+    """The state, on the CPU in C order, and the manifest, after every file's SHA-256 was found right.
+
+    Raises DataError, with the complete checkpoints nearby, for anything else than a checkpoint with all bytes in place.
+    """
+    try:
+        return _read(path)
+    except _Unsound as error:
+        near = {other for folder in (path, path / "checkpoints", *path.parents[:2]) for other in _numbered(folder)}
+        usable = sorted(str(other) for other in near - {path} if _passes(_manifest, other, DataError))
+        hint = f"use {' or '.join(usable)}" if usable else "no other complete checkpoint is near"
+        raise DataError(f"{error}; {hint}.") from error
+
+
+def latest(folder: Path, prefix: str = "step") -> Path | None:
+    """The complete checkpoint of the highest step.  Complete: its manifest is sound and its files are there.
+
+    Raises DataError if the newest was written by a later version of sidestep.
+    """
+    return next((path for path in _numbered(folder, prefix) if _passes(_manifest, path)), None)
+
+
+def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Mapping[str, object]) -> list[str]:
+    """Whether this run can continue from the checkpoint; one warning for each difference of environment.
+
+    Raises DataError, naming the first key that differs, for a checkpoint of another run.
+    """
+    for key, got, expected in _differences(manifest.fingerprint, _as_read(fingerprint)):
+        raise DataError(
+            f"the checkpoint of step {manifest.step} has {key} = {got}, expected {expected} as in this run; "
+            "resume with the settings it was made with, or start a new run in another folder."
+        )
+    return [
+        f"{key} was {got} when the checkpoint was made and is {now} here: equal bits are not promised."
+        for key, got, now in _differences(manifest.environment, _as_read(environment))
+    ]
+
+
+def _differences(
+    saved: Mapping[str, object], now: Mapping[str, object], within: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    for key in dict.fromkeys([*saved, *now]):
+        a, b = saved.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{within}{key}.")
+        elif a != b or (key in saved) != (key in now):
+            got, expected = (repr(side[key]) if key in side else "nothing" for side in (saved, now))
+            yield f"{within}{key}", got, expected
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Manifest]:
+    manifest = _manifest(path)
+    state: dict[str, Tensor] = {}
+    for name, expected in manifest.files.items():
+        # Read once: the bytes that were hashed are the bytes that are used.
+        data = (path / name).read_bytes()
+        if (got := hashlib.sha256(data).hexdigest()) != expected:
+            raise _Unsound(f"{path / name} is damaged: got SHA-256 {got[:12]}..., expected {expected[:12]}...")
+        try:
+            state.update(safetensors.torch.load(data))
+        except SafetensorError as error:
+            raise _Unsound(f"{path / name} is no safetensors file ({error})") from error
+    return state, manifest
+
+
+def _manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise _Unsound(f"{path} is no checkpoint: got no {MANIFEST} in it, expected one")
+    raw = file.read_bytes()
+    damaged = _Unsound(f"{file} is damaged, expected every byte as it was written")
+    try:
+        body = json.loads(raw)
+        newer = body["format"] > FORMAT
+        del body["sha256"]
+        manifest = None if newer else Manifest(**body)
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged from error
+    if manifest is None:
+        raise DataError(f"{file} has format {body['format']}, expected {FORMAT} or less; upgrade sidestep to read it.")
+    if raw != _sealed(body):
+        raise damaged
+    for name in manifest.files:
+        # The seal is no signature: a manifest from a stranger must not lead out of its folder.
+        if Path(name).name != name or not (path / name).is_file():
+            raise _Unsound(f"{path / name} is missing, expected as a file of this checkpoint")
+    return manifest
+
+
+def _numbered(folder: Path, prefix: str | None = None) -> list[Path]:
+    """`<prefix>-<step>` folders, highest step first; of any prefix if none is named."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        before, _, step = path.name.rpartition("-")
+        ours = before == prefix if prefix is not None else before and not before.startswith(".")
+        if ours and step.isascii() and step.isdecimal():
+            found.append((int(step), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _passes(test: Callable[[Path], object], path: Path, fails: type[DataError] = _Unsound) -> bool:
+    try:
+        test(path)
+    except fails:
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------- a run's other files
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one."""
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        _write(aside, data)
+        os.rename(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_bytes_atomic` of UTF-8 text."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file by this value as strict JSON, as a whole."""
+    write_text_atomic(path, strict_json(value, indent=2) + "\n")
+
+
+def strict_json(value: object, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinities, for which JSON has no word, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
+    """Add one line.  It outlives the process; not synced, so the machine's own death may cost the last lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(strict_json(row) + "\n")
+
+
+def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> None:
+    """Drop the rows that `keep` refuses, and a last line torn by a crash; no file is no rows.
+
+    Raises DataError for any other line that is not a JSON object.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    kept: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            if keep(row):
+                kept.append(line + b"\n")
+        elif number < len(lines):
+            raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
+    write_bytes_atomic(path, b"".join(kept))

@@ -1,0 +1,169 @@
+"""The same recipe and budget for every method, over several seeds, with strong backprop always among them."""
+
+from __future__ import annotations
+
+import copy
+import html
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sidestep.assemble import assemble
+from sidestep.checkpoint import write_json
+from sidestep.config import TrainConfig
+from sidestep.core.keys import global_rng, key
+from sidestep.core.method import Method
+from sidestep.errors import UsageError
+from sidestep.measure.cost import cost_rows, like
+from sidestep.run import CONFIG
+
+COMPARISON = "compare.json"
+SPREAD = ("test_accuracy", "test_nll", "test_brier", "test_ece", "val_accuracy")
+
+
+def run(
+    methods: Sequence[str],
+    make: Callable[[str, int], TrainConfig],
+    seeds: int,
+    out: Path | None,
+    resume: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, object]:
+    """What `sidestep compare` does: a folder a run, `compare.json` and `report.html` beside them.
+
+    make: (method, seed) -> configuration.  With resume, finished runs are taken as they are and the others continued.
+    """
+    from sidestep import train
+    from sidestep.report.build import write_report
+
+    methods = list(dict.fromkeys(methods))
+    first = make(methods[0], 0)
+    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-compare-{first.data}"
+    if any(out.glob(f"*/{CONFIG}")) and not (resume or overwrite):
+        raise UsageError(f"{out} holds runs; give --resume last to continue them, --overwrite, or another --out.")
+    configs = {(m, s): make(m, s) for s in range(seeds) for m in methods}
+    summaries: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
+    folders: list[Path] = []
+    for i, ((method, seed), config) in enumerate(configs.items()):
+        folder = out / f"{method}-seed{seed}"
+        print(f"sidestep: run {i + 1} of {len(configs)}: {method}, seed {seed}", file=sys.stderr)
+        started = resume and (folder / CONFIG).exists()
+        config = replace(config, out=folder, resume="last" if started else None, overwrite=overwrite)
+        summaries[method].append(train.run(config))
+        folders.append(folder)
+    fresh = {m: assemble(replace(make(m, 0), compile=False)) for m in methods}
+    fresh["backprop_checkpointed"] = like(fresh["backprop"], "backprop_checkpointed")
+    found: dict[str, object] = {
+        "data": first.data,
+        "model": first.model,
+        "blocks": first.blocks,
+        "seeds": seeds,
+        "rows": rows(summaries, cost_rows(fresh)),
+        "runs": [str(folder.relative_to(out)) for folder in folders],
+    }
+    write_json(out / COMPARISON, found)
+    write_report(folders, out / "report.html")
+    return found | {"text": comparison_text(found) + f"\nreport: {out / 'report.html'}", "out": str(out)}
+
+
+def rows(summaries: Mapping[str, list[dict[str, Any]]], costs: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One row a method: mean and standard deviation over its runs, and its costs beside them."""
+    found: list[dict[str, object]] = []
+    for row in costs:
+        runs = summaries.get(str(row["method"]), [])
+        spread: dict[str, object] = {"n": len(runs)}
+        for name in SPREAD:
+            values = [r[name] for r in runs if r.get(name) is not None]
+            if values:
+                spread[f"{name}_mean"] = statistics.fmean(values)
+                spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        found.append(row | spread)
+    return found
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """The table of a comparison, 80 columns wide."""
+
+    def cell(row: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
+        mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
+        if mean is None:
+            return "as backprop" if name == "test_accuracy" and row["method"] == "backprop_checkpointed" else "-"
+        return f"{scale * mean:.{digits}f}" + (f" ±{scale * std:.{digits}f}" if std is not None else "")
+
+    seeds = "one seed" if found["seeds"] == 1 else f"mean ± standard deviation of {found['seeds']} seeds"
+    lines = [
+        f"{found['data']}, {found['model']}, {found['blocks']} blocks, {seeds}",
+        f"{'method':<22}{'test acc %':>14}{'NLL':>9}{'ECE':>8}{'step/bp':>9}{'act. MB':>9}{'params':>9}",
+    ]
+    for row in found["rows"]:
+        nll, ece = row.get("test_nll_mean"), row.get("test_ece_mean")
+        lines.append(
+            f"{row['method']:<22}{cell(row, 'test_accuracy', 100, 2):>14}"
+            + (f"{nll:>9.4f}{ece:>8.4f}" if nll is not None else f"{'-':>9}{'-':>8}")
+            + f"{row['ratio_to_backprop']:>9.2f}{row['peak_activation_mb']:>9.2f}{row['params'] / 1e6:>8.3f}M"
+        )
+    return "\n".join(lines)
+
+
+@dataclass
+class Comparison:
+    """What `compare` measured; shows itself as a table in a notebook."""
+
+    rows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{row['method']:<22} {100 * row['accuracy']:.2f} %" + (f" ± {100 * row['std']:.2f}" if row["std"] else "")
+            for row in self.rows
+        )
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><td>{html.escape(row['method'])}</td><td>{100 * row['accuracy']:.2f}</td>"
+            f"<td>{'' if row['std'] is None else format(100 * row['std'], '.2f')}</td><td>{row['n']}</td></tr>"
+            for row in self.rows
+        )
+        return f"<table><tr><th>method</th><th>accuracy %</th><th>sd</th><th>n</th></tr>{body}</table>"
+
+
+def compare(
+    model: nn.Module | Callable[[], nn.Module],
+    methods: Sequence[Method],
+    train_set: object,
+    val_set: object = None,
+    test_set: object = None,
+    *,
+    seeds: int = 3,
+    **settings: Any,
+) -> Comparison:
+    """Train copies of one network with each method under the same settings; backprop is always in.
+
+    model: a network, copied with its parameters for every run, or a function that makes one, called under each seed.
+    settings: as for `fit`.
+    """
+    from sidestep.methods import method_name
+    from sidestep.methods.backprop import Backprop
+    from sidestep.train import fit
+
+    chosen = list(methods)
+    if not any(type(m) is Backprop for m in chosen):
+        chosen.insert(0, Backprop())
+    found: list[dict[str, Any]] = []
+    for method in chosen:
+        values: list[float] = []
+        for seed in range(seeds):
+            if isinstance(model, nn.Module):
+                network = copy.deepcopy(model)
+            else:
+                with global_rng(key(seed, "init")):
+                    network = model()
+            values.append(fit(network, method, train_set, val_set, test_set, seed=seed, **settings).accuracy)
+        std = statistics.stdev(values) if seeds > 1 else None
+        found.append({"method": method_name(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds})
+    return Comparison(found)

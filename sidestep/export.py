@@ -1,0 +1,54 @@
+"""The trained network as files that others can load: safetensors and a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from sidestep.assemble import Assembly
+from sidestep.checkpoint import write_text_atomic
+
+WEIGHTS, CARD = "model.safetensors", "README.md"
+
+
+def write_model(assembly: Assembly, summary: dict[str, Any], folder: Path) -> None:
+    """`model.safetensors`, byte-equal whenever the parameters are, and its card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = assembly.method.export(assembly.engine.inference_chain)
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    aside = folder / (WEIGHTS + ".part")
+    save_file(state, aside)
+    aside.replace(folder / WEIGHTS)
+    write_text_atomic(folder / CARD, card(assembly, summary))
+
+
+def card(assembly: Assembly, summary: dict[str, Any]) -> str:
+    config, data = assembly.config, assembly.data
+
+    def numbers(values: tuple[float, ...]) -> str:
+        return ", ".join(f"{v:.4f}" for v in values)
+
+    normalised = "taken as it is"
+    if data.mean:
+        normalised = f"normalised by mean ({numbers(data.mean)}) and standard deviation ({numbers(data.std)})"
+    judged = (
+        f"{100 * summary['test_accuracy']:.2f} % on test" if "test_accuracy" in summary else "not judged on test data"
+    )
+    return f"""---
+library_name: sidestep
+tags: [{config.method}]
+metrics: [accuracy]
+---
+# {config.model} trained by {config.method} on {config.data}
+
+Accuracy {judged} ({summary["selected"]}), seed {config.seed}, {config.epochs} epochs.
+Trained without a global backward pass where the method allows it; see `audit.json` beside this folder.
+
+- input: {tuple(data.train.shape)}, {normalised}
+- output: logits of {assembly.task.num_classes} classes
+- method: {assembly.method.reference}, {assembly.method!r}
+- blocks: {config.blocks}, cut before {", ".join(config.at) or "nothing"}
+- sidestep commit {summary["commit"]}, torch {summary["torch"]}
+"""

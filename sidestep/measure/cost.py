@@ -1,0 +1,88 @@
+"""What a method costs on one network: activations, FLOPs, parameters and step time, heads and extractor included."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from sidestep.assemble import Assembly, assemble
+from sidestep.errors import UsageError
+from sidestep.measure.flops import flops_per_sample
+from sidestep.measure.memory import MB, activation_bytes
+from sidestep.measure.timing import Timing, interleaved, ratios
+from sidestep.methods import method_class
+
+BASELINES = ("backprop", "backprop_checkpointed")
+
+
+def cost(assembly: Assembly) -> dict[str, object]:
+    """Peak activations of a step in MB of 2**20 bytes, parameters, and FLOPs per sample of training and of inference.
+
+    Takes real steps: measure a copy (`like`) of a network that is still needed.
+    """
+    engine, batch = assembly.engine, assembly.batches(0)
+    engine.step(batch)  # optimizer state and caches are made by the first
+    state = [t for _, module in assembly.chain.parts() for t in (*module.parameters(), *module.buffers())]
+    with activation_bytes(exclude=state, device=assembly.device) as measured:
+        engine.step(batch)
+    size = len(batch[0])
+    training = flops_per_sample(lambda: engine.step(batch), size)
+    exported = assembly.method.export(engine.inference_chain).eval()
+    params, aux_params = assembly.parameter_counts()
+    return {
+        "peak_activation_mb": measured.peak / MB,
+        "flops_per_sample": training,
+        "inference_flops_per_sample": flops_per_sample(lambda: exported(batch[0]), size),
+        "params": params,
+        "aux_params": aux_params,
+    }
+
+
+def like(assembly: Assembly, name: str) -> Assembly:
+    """The same network, data and settings with another method, which has its default fields if it is not the run's."""
+    config = replace(assembly.config, compile=False)
+    if name == config.method:
+        return assemble(config, data=assembly.data, model=copy.deepcopy(assembly.model), method=assembly.method)
+    # Modules around a shared extractor can outnumber the units at which the network itself can be cut.
+    tries = [config.blocks] if assembly.chain.hub is None else sorted({1, 2, 4, config.blocks}, reverse=True)
+    for blocks in tries:
+        other = replace(config, method=name, blocks=blocks, at=config.at if blocks == len(config.at) + 1 else ())
+        try:
+            return assemble(other, data=assembly.data, model=copy.deepcopy(assembly.model), method=method_class(name)())
+        except UsageError:
+            if blocks == tries[-1]:
+                raise
+    raise AssertionError("a network that was assembled can be cut into one block")
+
+
+def costs(assembly: Assembly, rounds: int = 5) -> list[dict[str, object]]:
+    """The method's costs beside backprop's and checkpointed backprop's on the same network, timed in turn."""
+    return cost_rows(
+        {name: like(assembly, name) for name in dict.fromkeys([assembly.config.method, *BASELINES])}, rounds
+    )
+
+
+def cost_rows(fresh: Mapping[str, Assembly], rounds: int = 5) -> list[dict[str, object]]:
+    """One row a method, on networks that nobody needs any more; `backprop` must be among them."""
+    steps = {name: partial(a.engine.step, a.batches(0)) for name, a in fresh.items()}
+    samples = interleaved(steps, rounds=rounds, warmup=2, device=fresh["backprop"].device)
+    rows: list[dict[str, object]] = []
+    for name, a in fresh.items():
+        timing = Timing.of(samples[name])
+        ratio, low, high = ratios(samples, name, "backprop")
+        rows.append(
+            {
+                "method": name,
+                "blocks": a.config.blocks,
+                "step_ms": timing.median_ms,
+                "step_ms_low": timing.low_ms,
+                "step_ms_high": timing.high_ms,
+                "ratio_to_backprop": ratio,
+                "ratio_to_backprop_low": low,
+                "ratio_to_backprop_high": high,
+                **cost(a),
+            }
+        )
+    return rows

@@ -1,0 +1,77 @@
+"""Wall time of candidates that are run in turn, so that whatever slows the machine down slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sidestep.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median of n times and their quartiles, in milliseconds."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    n: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """The summary of times in milliseconds, such as one of `interleaved`'s."""
+        return cls(*_quartiles(samples), n=len(samples))
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 3,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Run every candidate once in each round and return its times in milliseconds, one per round.
+
+    The candidate that begins moves on by one from round to round.  The `warmup` rounds before are not timed.  On CUDA
+    the device has finished before a clock is read.  Raises UsageError for fewer than 1 round or a negative warm-up.
+    """
+    if rounds < 1 or warmup < 0:
+        raise UsageError(f"got rounds={rounds} and warmup={warmup}, expected at least 1 round and 0 to warm up.")
+    device = torch.device(device)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for r in range(-warmup, rounds):
+        first = r % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            start = now()
+            candidates[name]()
+            took = now() - start
+            if r >= 0:
+                samples[name].append(1000 * took)
+    return samples
+
+
+def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> tuple[float, float, float]:
+    """The median and the quartiles of the ratios of `of`'s time to `over`'s, each within one round.
+
+    Raises UsageError for a name that was not timed.
+    """
+    for name in (of, over):
+        if name not in samples:
+            raise unknown("candidate", name, samples)
+    return _quartiles([a / b for a, b in zip(samples[of], samples[over], strict=True)])
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return float(median), float(low), float(high)
