@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Batch:
     y: Tensor | None  # (B,) class indices or (B, C) soft labels
     step: int = 0
     micro: int = 0
+    targets: dict[float, Tensor] = field(default_factory=dict[float, Tensor])  # by smoothing, once they were asked for
 
 
 @dataclass
@@ -46,6 +47,13 @@ class Cell:
     def training(self) -> bool:
         """Whether there is something to learn from; a pass used for inference too leaves out its loss if not."""
         return self.batch.y is not None
+
+    def target(self, smoothing: float = 0.0) -> Tensor:
+        """The target distribution of `Task.target`, (B, C), made once for all blocks."""
+        made = self.batch.targets
+        if smoothing not in made:
+            made[smoothing] = self.task.target(self.y, smoothing)
+        return made[smoothing]
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal noise, the same in every engine."""

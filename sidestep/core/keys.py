@@ -26,12 +26,20 @@ def global_rng(seed: int, device: torch.device | None = None) -> Generator[None,
 
     The only place in the library that touches them.
     """
-    devices = [device] if device is not None and device.type == "cuda" else []
+    # Not torch.manual_seed: where CUDA is not initialised it formats a stack trace at every call, a third of a
+    # millisecond that a small block cannot afford.
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        torch.cuda.init()  # there are no generators before
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
     python = random.getstate()
-    with torch.random.fork_rng(devices, device_type="cuda"):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
+    for g in generators:
+        g.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+        random.setstate(python)

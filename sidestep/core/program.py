@@ -119,7 +119,7 @@ class Derived:
 
     @property
     def gradients_cross(self) -> bool:
-        return any(p.input_grad for p in self.program)
+        return self.count > 1 and any(p.input_grad for p in self.program)
 
     @property
     def isolated(self) -> bool:

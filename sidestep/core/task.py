@@ -35,6 +35,8 @@ class Task:
 
     def check(self, x: Tensor, y: Tensor) -> None:
         """Refuse a batch that cannot be learnt from, before a forward pass can spoil BatchNorm statistics."""
+        if len(x) == 0:
+            raise ValueError("got an empty batch, expected at least one sample.")
         if len(x) != len(y):
             raise ValueError(f"got {len(x)} inputs and {len(y)} labels; expected as many of each.")
         if x.shape[1:] != self.sample.shape[1:]:
@@ -44,10 +46,21 @@ class Task:
             )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError("got NaN or Inf in the inputs, expected finite numbers; clean the data before training.")
-        if y.dim() == 1 and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+        if y.dim() == 1 and y.dtype == torch.int64:
+            low, high = torch.stack(y.aminmax()).tolist()
+            if not 0 <= low <= high < self.num_classes:
+                raise ValueError(
+                    f"got labels {low}..{high}, expected 0..{self.num_classes - 1}; "
+                    "map or drop the others (-100 is not ignored here)."
+                )
+        elif y.dim() == 2 and y.is_floating_point():
+            if y.shape[1] != self.num_classes:
+                raise ValueError(f"got soft labels over {y.shape[1]} classes, expected {self.num_classes}.")
+            # What bfloat16 leaves of a sum of 1.
+            if not bool(((y >= 0).all(-1) & ((y.sum(-1) - 1).abs() < 0.02)).all()):
+                raise ValueError("got soft labels that are no distribution, expected rows of at least 0 that sum to 1.")
+        else:
             raise ValueError(
-                f"got labels {int(y.min())}..{int(y.max())}, expected 0..{self.num_classes - 1}; "
-                "map or drop the others (-100 is not ignored here)."
+                f"got labels of shape {tuple(y.shape)} and {y.dtype}, expected (B,) class indices of torch.int64, "
+                f"or (B, {self.num_classes}) soft labels of a floating type."
             )
-        if y.dim() == 2 and y.shape[1] != self.num_classes:
-            raise ValueError(f"got soft labels over {y.shape[1]} classes, expected {self.num_classes}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -418,9 +419,10 @@ ERRORS = {
 
 @pytest.mark.parametrize("mistake", ERRORS)
 def test_what_cannot_be_cut_is_refused_with_the_reason(mistake: str) -> None:
-    model, options, message = ERRORS[mistake]
+    model, asked, message = ERRORS[mistake]
+    options: dict[str, Any] = {"blocks": 2, **asked}
     with pytest.raises(UsageError, match=message):
-        cut(model, **{"blocks": 2, **options}, sample=torch.linspace(-1, 1, 8).view(2, 4))
+        cut(model, **options, sample=torch.linspace(-1, 1, 8).view(2, 4))
 
 
 def test_an_empty_sample_is_refused() -> None:
