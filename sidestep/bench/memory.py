@@ -1,0 +1,52 @@
+"""Peak activations of one step of a method, beside plain autograd, checkpointing and deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sidestep.assemble import assemble
+from sidestep.bench.step import circumstances, plain_baselines
+from sidestep.config import TrainConfig
+from sidestep.measure.cost import like
+from sidestep.measure.memory import MB, activation_bytes, peak_rss_mb
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """What `sidestep bench memory` prints: bytes kept for the backward pass, parameters and optimizer apart."""
+    assembly = assemble(config)
+    batch = assembly.batches(0)
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, step: Callable[..., object], state: list[Tensor]) -> None:
+        step(batch)  # optimizer state is made by the first
+        with activation_bytes(exclude=state, device=assembly.device) as measured:
+            step(batch)
+        rows.append({"name": name, "peak_activation_mb": measured.peak / MB})
+
+    for name in dict.fromkeys([assembly.config.method, "backprop", "backprop_checkpointed", "deep_supervision"]):
+        own = like(assembly, name)
+        modules = [module for _, module in own.chain.parts()]
+        add(f"{name} (streaming)", own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
+    for name, plain in plain_baselines(assembly).items():
+        add(name, plain.step, [*plain.network.parameters(), *plain.network.buffers()])
+    base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")
+    for row in rows:
+        row["ratio"] = row["peak_activation_mb"] / base
+    parameters = sum(p.numel() * p.element_size() for _, p in assembly.chain.named_parameters()) / MB
+    found: dict[str, Any] = {"base": "plain backprop", "rows": rows, "parameters_mb": parameters}
+    found |= {"peak_rss_mb": peak_rss_mb()} | circumstances(assembly)
+    return found | {"text": memory_table(found)}
+
+
+def memory_table(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"{found['model']} in {found['blocks']} blocks on {found['data']}, batch {found['batch_size']}, "
+        f"{found['precision']}",
+        f"{'':<34}{'peak activations, MB':>22}{'of plain backprop':>20}",
+    ]
+    lines += [f"{r['name']:<34}{r['peak_activation_mb']:>22.3f}{r['ratio']:>20.3f}" for r in found["rows"]]
+    lines.append(f"parameters {found['parameters_mb']:.2f} MB, as much again for gradients; MB of 2**20 bytes")
+    return "\n".join(lines)

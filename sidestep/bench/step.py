@@ -1,0 +1,218 @@
+"""Step time of a method beside plain autograd, checkpointing and deep supervision, or beside a naive SID loop."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidestep.assemble import Assembly, assemble, optimizer_factory
+from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainStep, PlainTraining
+from sidestep.bench.reference import ReferenceSID
+from sidestep.config import TrainConfig
+from sidestep.core.cut import CutPlan, Slices
+from sidestep.errors import UsageError
+from sidestep.evaluate import evaluate, last
+from sidestep.measure.cost import like
+from sidestep.measure.timing import Timing, interleaved, ratios
+from sidestep.methods.sid import SID
+from sidestep.run import commit
+from sidestep.schedules import schedule
+from sidestep.train import device_name
+
+SEGMENTS = (1, 2, 4, 8)
+
+
+def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
+    """The same network trained by plain autograd, with the same optimizer, precision and memory format.
+
+    Checkpointed in segments of 1, 2, 4, 8 of the method's blocks, as far as there are that many.
+    """
+    config = assembly.config
+    options: dict[str, Any] = {"autocast": torch.bfloat16 if config.precision == "bf16" else None, "clip": config.clip}
+    make = optimizer_factory(config)
+
+    def slices() -> Slices:
+        whole = like(assembly, "backprop")
+        plan = CutPlan(whole.config.blocks, config.balance, whole.config.at)
+        return plan(whole.model, assembly.task.sample)
+
+    model = copy.deepcopy(assembly.model)
+    found: dict[str, PlainTraining] = {"plain backprop": PlainStep(model, make(model.parameters()), **options)}
+    count = len(slices().bodies)
+    for length in SEGMENTS:
+        if length <= count:
+            cut = slices()
+            nets = [*cut.bodies[:-1], nn.Sequential(cut.bodies[-1], cut.readout)]
+            segments = [nn.Sequential(*nets[i : i + length]) for i in range(0, count, length)]
+            parameters = [p for segment in segments for p in segment.parameters()]
+            found[f"plain checkpointed/{length}"] = CheckpointedStep(segments, make(parameters), **options)
+    chain = like(assembly, "deep_supervision").chain
+    nets, heads = [b.net for b in chain.blocks], [b.extras["head"] for b in chain.blocks[:-1]]
+    parameters = [p for m in (*nets, *heads) for p in m.parameters()]
+    found["plain deep supervision"] = DeepSupervisionStep(nets, heads, make(parameters), **options)
+    return found
+
+
+def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, train: bool = False) -> dict[str, Any]:
+    """What `sidestep bench step` prints: medians, quartiles and paired ratios of interleaved steps."""
+    if steps < 1:
+        raise UsageError(f"got --steps {steps}, expected at least 1.")
+    assembly = assemble(config)
+    if against == "reference":
+        return against_reference(assembly, steps, train)
+    if train:
+        raise UsageError("--train goes with --against reference; use sidestep compare to train methods side by side.")
+    base = "plain backprop"
+    own = {name: like(assembly, name).engine.step for name in dict.fromkeys([assembly.config.method, "backprop"])}
+    candidates: dict[str, Callable[..., object]] = {
+        **{f"{name} (streaming)": step for name, step in own.items()},
+        **{name: plain.step for name, plain in plain_baselines(assembly).items()},
+    }
+    found = measured(assembly, candidates, base, steps)
+    return found | {"text": time_table(found, f"time over {base}'s")}
+
+
+def measured(
+    assembly: Assembly, candidates: Mapping[str, Callable[..., object]], base: str, steps: int
+) -> dict[str, Any]:
+    """Time all candidates on one batch, in turn; `ratio` is a candidate's time over the base's in the same round."""
+    batch = assembly.batches(0)
+    samples = interleaved(
+        {name: partial(step, batch) for name, step in candidates.items()}, rounds=steps, device=assembly.device
+    )
+    rows: list[dict[str, object]] = []
+    for name in candidates:
+        timing = Timing.of(samples[name])
+        ratio, low, high = ratios(samples, name, base)
+        rows.append(
+            {
+                "name": name,
+                "step_ms": timing.median_ms,
+                "step_ms_low": timing.low_ms,
+                "step_ms_high": timing.high_ms,
+                "samples_per_second": 1000 * len(batch[0]) / timing.median_ms,
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+                "n": timing.n,
+            }
+        )
+    return {"base": base, "rows": rows} | circumstances(assembly)
+
+
+def circumstances(assembly: Assembly) -> dict[str, Any]:
+    """What a figure must say of how it came about."""
+    config = assembly.config
+    return {
+        "method": config.method,
+        "model": config.model,
+        "data": config.data,
+        "blocks": config.blocks,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(assembly.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def time_table(found: Mapping[str, Any], ratio: str) -> str:
+    lines = [
+        f"{found['model']} in {found['blocks']} blocks on {found['data']}, batch {found['batch_size']}, "
+        f"{found['precision']}, {found['threads']} threads",
+        f"{'':<28}{'ms a step (quartiles)':>24}{ratio:>28}",
+    ]
+    for r in found["rows"]:
+        time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
+        ratio = f"{r['ratio']:.3f} ({r['ratio_low']:.3f}..{r['ratio_high']:.3f})"
+        lines.append(f"{r['name']:<28}{time:>24}{ratio:>28}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ the naive loop
+
+
+def against_reference(assembly: Assembly, steps: int, train: bool) -> dict[str, Any]:
+    """SID beside the naive loop in its authors' style; the speed-up is of samples per second."""
+    if not isinstance(assembly.method, SID) or assembly.method.form != "shared":
+        raise UsageError("the reference is SID's published form; use sid with --form shared.")
+    reference = reference_for(assembly)
+    fp32 = assemble(replace(assembly.config, precision="fp32"), data=assembly.data, model=copy.deepcopy(assembly.model))
+    candidates: dict[str, Callable[..., object]] = {
+        "reference, fp32": lambda batch: reference.step((batch[0].contiguous(), batch[1])),
+        "sidestep, fp32": fp32.engine.step,
+    }
+    if assembly.config.precision != "fp32":
+        candidates[f"sidestep, {assembly.config.precision}"] = like(assembly, "sid").engine.step
+    found = measured(assembly, candidates, "reference, fp32", steps)
+    for row in found["rows"]:
+        for name, other in (("speedup", "ratio"), ("speedup_low", "ratio_high"), ("speedup_high", "ratio_low")):
+            row[name] = 1 / row[other]
+    lines = [time_table(found, "time over the reference's"), "", "samples per second over the reference's"]
+    lines += [
+        f"  {r['name']:<26}{r['speedup']:.2f} ({r['speedup_low']:.2f}..{r['speedup_high']:.2f})"
+        for r in found["rows"][1:]
+    ]
+    if train:
+        found["accuracy"] = trained = train_both(assembly.config, seeds=3)
+        lines += ["", f"test accuracy after {assembly.config.epochs} epochs, 3 seeds"]
+        lines += [
+            f"  {name:<26}{100 * statistics.fmean(values):.2f} % ± {100 * statistics.stdev(values):.2f}"
+            for name, values in trained.items()
+        ]
+    return found | {"text": "\n".join(lines)}
+
+
+def reference_for(assembly: Assembly) -> ReferenceSID:
+    """The naive loop on a copy of the same extractor, in contiguous memory, with as many modules."""
+    hub = assembly.chain.hub
+    assert hub is not None and isinstance(assembly.method, SID)
+    alpha = assembly.method.alpha
+    if not isinstance(alpha, int | float):
+        raise UsageError(f"the reference has one alpha for all modules, got {alpha!r}; use --alpha 0.5.")
+    extractor = copy.deepcopy(hub).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    with torch.no_grad():
+        width = extractor(assembly.task.sample.contiguous()).shape[1]
+    return ReferenceSID(extractor, width, assembly.task.num_classes, assembly.config.blocks, float(alpha))
+
+
+def train_both(config: TrainConfig, seeds: int) -> dict[str, list[float]]:
+    """Test accuracies of the engine and of the naive loop, the same data, order and learning-rate schedule for both."""
+    found: dict[str, list[float]] = {"reference, fp32": [], f"sidestep, {config.precision}": []}
+    for seed in range(seeds):
+        assembly = assemble(replace(config, seed=seed))
+        reference = reference_for(assembly)
+        total = assembly.total_steps
+        rate = schedule(config.schedule, total, config.warmup)
+        for step in range(total):
+            batch = assembly.batches(step)
+            for optimizer in reference.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * rate(step)
+            reference.step((batch[0].contiguous(), batch[1]))
+            assembly.engine.step(batch)
+            if step % 200 == 0:
+                print(f"sidestep: seed {seed}, step {step}/{total}", file=sys.stderr, flush=True)
+        assert assembly.data.test is not None
+        ours = last(evaluate(assembly, assembly.data.test), "accuracy")
+        found["reference, fp32"].append(reference_accuracy(reference, assembly))
+        found[f"sidestep, {config.precision}"].append(ours)
+    return found
+
+
+def reference_accuracy(reference: ReferenceSID, assembly: Assembly) -> float:
+    assert assembly.data.test is not None
+    right: Sequence[int] = [
+        int((reference.predict(x.contiguous()).argmax(-1) == y).sum())
+        for x, y in assembly.eval_batches(assembly.data.test)
+    ]
+    return sum(right) / len(assembly.data.test)

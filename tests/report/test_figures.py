@@ -1,0 +1,100 @@
+"""What the figures draw is the numbers they were given."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from sidestep.report.figures import apart, curves, depth, descent, dots, slack
+
+
+def lines(svg: str, colour: str, points: int) -> list[list[tuple[float, float]]]:
+    """The open paths of so many points stroked in a colour, as (x, height): SVG counts down."""
+    paths = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: ' + re.escape(colour) + r"[;\"]", svg)
+    found = [[(float(x), -float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in paths]
+    return [line for line in found if len(line) == points]
+
+
+def last_block(percent: int = 100) -> str:
+    return f"color-mix(in srgb, var(--accent) {percent}%, var(--page))"
+
+
+def test_a_line_is_the_mean_over_runs_at_every_epoch() -> None:
+    values = np.array([[[0.0], [2.0], [8.0]], [[0.0], [4.0], [10.0]]])  # means 0, 3, 9
+    svg = curves("a", [1, 2, 5], values, "u")
+    (x0, y0), (x1, y1), (x2, y2) = lines(svg, last_block(), 3)[0]
+    # 1e-4: SVG has six digits.
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(4, abs=1e-4)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(3, abs=1e-4)
+
+
+def test_a_logarithmic_line_has_equal_steps_for_equal_factors() -> None:
+    svg = curves("a", [1, 2, 3], np.array([[[16.0], [4.0], [2.0]]]), "u", log=True)
+    (_, y0), (_, y1), (_, y2) = lines(svg, last_block(), 3)[0]
+    assert y0 - y1 == pytest.approx(2 * (y1 - y2), abs=1e-4)  # SVG has six digits
+    flat = curves("a", [1, 2, 3], np.array([[[16.0], [4.0], [0.0]]]), "u", log=True)
+    (_, y0), (_, y1), (_, y2) = lines(flat, last_block(), 3)[0]
+    assert y0 - y1 == pytest.approx(3 * (y1 - y2), abs=1e-4)  # 0 has no logarithm, so the axis is linear
+
+
+def test_blocks_without_numbers_have_no_line_and_no_name() -> None:
+    svg = curves("a", [1, 2], np.array([[[np.nan, 1.0], [np.nan, 2.0]]]), "u")
+    assert re.findall(r">(block \d+)<", svg) == ["block 2"]
+    assert lines(svg, last_block(35), 2) == [] != lines(svg, last_block(), 2)
+
+
+def test_of_many_blocks_some_are_named_the_first_and_last_among_them() -> None:
+    svg = curves("a", [1], np.arange(32.0).reshape(1, 1, 32), "u")
+    names = re.findall(r">block (\d+)<", svg)
+    assert len(names) == 8 and {"1", "32"} < set(names)
+
+
+def test_the_last_block_has_the_full_accent() -> None:
+    assert [int(depth(k, 3)[-2:], 16) for k in range(3)] == [35, 68, 100]
+    assert int(depth(0, 1)[-2:], 16) == 100
+
+
+def test_descent_draws_measured_and_predicted_on_one_scale() -> None:
+    measured, predicted = np.array([[4.0, 1.5, 1.0]]), np.array([[4.0, 1.0, 0.25]])
+    svg = descent("a", measured, predicted)
+    (accent,), (muted,) = lines(svg, "var(--accent)", 3), lines(svg, "var(--muted)", 3)
+    assert muted[0] == accent[0]
+    # On a logarithmic axis a factor of 16 is twice a factor of 4; SVG has six digits.
+    assert muted[0][1] - muted[2][1] == pytest.approx(2 * (accent[0][1] - accent[2][1]), abs=1e-3)
+
+
+def test_slack_shows_the_share_of_positive_samples_and_its_quantiles_in_place() -> None:
+    svg = slack("a", np.array([[-4.0, -3.0, -2.0, -1.0, 0.0]]), np.array([0.125]))
+    assert ">12.5 %<" in svg
+    zero = lines(svg, "var(--ink)", 2)[0][0][0]
+    thin, thick = lines(svg, last_block(), 2)
+    assert thin[1][0] == zero and thick[0][1] == thin[0][1]
+    # 25 to 75 % is half as wide as 5 to 95 %; SVG has six digits.
+    assert thin[1][0] - thin[0][0] == pytest.approx(2 * (thick[1][0] - thick[0][0]), abs=1e-4)
+
+
+def test_every_run_is_a_dot_beside_its_group() -> None:
+    svg = dots("a", [("x & y", [0.5, 0.75]), ("$z$", [0.25])])
+    assert ">x &amp; y<" in svg and ">$z$<" in svg
+    places = [float(x) for x in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill-opacity: 0', svg)]
+    assert places[0] - places[2] == pytest.approx(places[1] - places[0], abs=1e-4)  # 0.25 apart; SVG has six digits
+    assert len(places) == 3
+
+
+def test_equal_figures_have_equal_bytes_and_other_ones_other_ids() -> None:
+    values = np.ones((1, 2, 1))
+    one, again, other = (curves(alt, [1, 2], values, "u") for alt in ("a", "a", "b"))
+    assert one == again
+    assert not set(re.findall(r' id="([^"]*)"', one)) & set(re.findall(r' id="([^"]*)"', other))
+
+
+def test_labels_keep_apart_and_move_no_more_than_they_must() -> None:
+    assert apart([0.2, 0.5, 0.9], 0.1) == pytest.approx([0.2, 0.5, 0.9])  # rounding of y - i gap + i gap
+    assert apart([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
+    assert apart([0.1, 0.5, 0.5, 0.5], 0.2) == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    assert apart([1.0, 1.0], 0.2) == pytest.approx([0.8, 1.0])  # and stay within the axes
+    wanted = sorted(np.random.default_rng(0).random(8).tolist())
+    placed = apart(wanted, 0.1)
+    assert min(np.diff(placed)) > 0.1 - 1e-12 and min(placed) >= 0 and max(placed) <= 1 + 1e-12
