@@ -12,21 +12,24 @@ Schedule = Literal["constant", "cosine", "onecycle"]
 def schedule(kind: Schedule, steps: int, warmup: float) -> Callable[[int], float]:
     """step -> factor of the peak learning rate.
 
-    warmup: the fraction of all steps in which the rate climbs linearly to its peak.  cosine then falls to 0; onecycle
-    starts at 1/25 of the peak and falls to 1/10,000 of that start, both along half a cosine (Smith & Topin,
-    arXiv:1708.07120, with torch's defaults).
+    warmup: the fraction of all steps in which the rate climbs to its peak, which the last of them has.  constant climbs
+    linearly and stays; cosine climbs linearly and falls along half a cosine to 0, due one step after the last.
+    onecycle starts at 1/25 of the peak and ends, in its last step, at 1/10,000 of that start, both along half a cosine
+    (Smith & Topin, arXiv:1708.07120; the factors of torch's OneCycleLR).
     """
-    climb = max(round(warmup * steps), 1)
+    top = max(warmup * steps - 1, 0.0)
+
+    def fallen(step: int, end: float) -> float:
+        return min((step - top) / (end - top), 1.0) if end > top else 0.0
 
     def factor(step: int) -> float:
-        rest = min(max((step - climb) / max(steps - climb, 1), 0.0), 1.0)
+        if step < top:
+            return half_cosine(1 / 25, 1.0, step / top) if kind == "onecycle" else (step + 1) / (top + 1)
         if kind == "constant":
             return 1.0
         if kind == "cosine":
-            return (step + 1) / climb if step < climb else half_cosine(1.0, 0.0, rest)
-        if step < climb:
-            return half_cosine(1 / 25, 1.0, step / climb)
-        return half_cosine(1.0, 1 / 25 / 1e4, rest)
+            return half_cosine(1.0, 0.0, fallen(step, steps))
+        return half_cosine(1.0, 1 / 25 / 1e4, fallen(step, steps - 1))
 
     return factor
 

@@ -49,8 +49,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     count = len(slices().bodies)
     for length in SEGMENTS:
         if length <= count:
-            cut = slices()
-            nets = [*cut.bodies[:-1], nn.Sequential(cut.bodies[-1], cut.readout)]
+            nets = slices().nets
             segments = [nn.Sequential(*nets[i : i + length]) for i in range(0, count, length)]
             parameters = [p for segment in segments for p in segment.parameters()]
             found[f"plain checkpointed/{length}"] = CheckpointedStep(segments, make(parameters), **options)

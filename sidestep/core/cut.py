@@ -32,6 +32,11 @@ class Slices:
     shapes: tuple[torch.Size, ...]  # per body, of one sample's output: no batch dimension
     at: tuple[str, ...]  # the units that open blocks 1, 2, ...
 
+    @property
+    def nets(self) -> tuple[nn.Module, ...]:
+        """The bodies, the last of them with the read-out: its output is the network's logits."""
+        return (*self.bodies[:-1], nn.Sequential(self.bodies[-1], self.readout))
+
 
 @dataclass(frozen=True)
 class CutPlan:

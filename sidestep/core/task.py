@@ -28,13 +28,11 @@ class Task:
         """Mean cross-entropy between the target of `target` and softmax(logits), in nats."""
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
 
-    def correct(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Number of right answers, ()."""
-        hard = y if y.dim() == 1 else y.argmax(-1)
-        return (logits.argmax(-1) == hard).sum()
-
     def check(self, x: Tensor, y: Tensor) -> None:
-        """Refuse a batch that cannot be learnt from, before a forward pass can spoil BatchNorm statistics."""
+        """Refuse a batch that cannot be learnt from, before a forward pass can spoil BatchNorm statistics.
+
+        Values are looked at on the CPU only: on an accelerator that would wait for it at every step.
+        """
         if len(x) == 0:
             raise ValueError("got an empty batch, expected at least one sample.")
         if len(x) != len(y):
@@ -44,23 +42,27 @@ class Task:
                 f"got inputs of shape {tuple(x.shape[1:])}, expected {tuple(self.sample.shape[1:])}, "
                 "which the network was built for."
             )
+        hard, soft = y.dim() == 1 and y.dtype == torch.int64, y.dim() == 2 and y.is_floating_point()
+        if not (hard or soft):
+            raise ValueError(
+                f"got labels of shape {tuple(y.shape)} and {y.dtype}, expected (B,) class indices of torch.int64, "
+                f"or (B, {self.num_classes}) soft labels of a floating type."
+            )
+        if soft and y.shape[1] != self.num_classes:
+            raise ValueError(f"got soft labels over {y.shape[1]} classes, expected {self.num_classes}.")
+        if x.device.type == "cpu":
+            self._check_values(x, y)
+
+    def _check_values(self, x: Tensor, y: Tensor) -> None:
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError("got NaN or Inf in the inputs, expected finite numbers; clean the data before training.")
-        if y.dim() == 1 and y.dtype == torch.int64:
+        if y.dim() == 1:
             low, high = torch.stack(y.aminmax()).tolist()
             if not 0 <= low <= high < self.num_classes:
                 raise ValueError(
                     f"got labels {low}..{high}, expected 0..{self.num_classes - 1}; "
                     "map or drop the others (-100 is not ignored here)."
                 )
-        elif y.dim() == 2 and y.is_floating_point():
-            if y.shape[1] != self.num_classes:
-                raise ValueError(f"got soft labels over {y.shape[1]} classes, expected {self.num_classes}.")
-            # What bfloat16 leaves of a sum of 1.
-            if not bool(((y >= 0).all(-1) & ((y.sum(-1) - 1).abs() < 0.02)).all()):
-                raise ValueError("got soft labels that are no distribution, expected rows of at least 0 that sum to 1.")
-        else:
-            raise ValueError(
-                f"got labels of shape {tuple(y.shape)} and {y.dtype}, expected (B,) class indices of torch.int64, "
-                f"or (B, {self.num_classes}) soft labels of a floating type."
-            )
+        # What bfloat16 leaves of a sum of 1.
+        elif not bool(((y >= 0).all(-1) & ((y.sum(-1) - 1).abs() < 0.02)).all()):
+            raise ValueError("got soft labels that are no distribution, expected rows of at least 0 that sum to 1.")

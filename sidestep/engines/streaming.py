@@ -53,6 +53,7 @@ class Streaming:
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
         self.cells = plan(self.program, len(chain.blocks))
+        self.modules = [m for _, part in chain.parts() for m in part.modules()]
         self.updaters = {part: Updater(module, rule) for part, module in chain.parts()}
         hub = self.updaters.get("hub")
         self.derived = Derived(len(chain.blocks), self.program, hub_trained=hub is not None and bool(hub.parameters))
@@ -72,14 +73,18 @@ class Streaming:
         self.task.check(x, y)
         if len(x) % self.accumulate:
             raise ValueError(f"got {len(x)} samples, expected a multiple of accumulate={self.accumulate}.")
-        self.chain.train()
+        self._train_mode()
         losses: list[dict[int, Tensor]] = []
         metrics: dict[str, Tensor] = {}
-        for a, (micro_x, micro_y) in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
-            micro = Batch(micro_x, micro_y, self.steps, a)
-            losses.append(self._sweep(micro, metrics, update=a == self.accumulate - 1, scale=1 / self.accumulate))
-        if self._update_together:
-            self._update_all()
+        try:
+            for a, micro in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
+                part = Batch(*micro, self.steps, a)
+                losses.append(self._sweep(part, metrics, update=a == self.accumulate - 1, scale=1 / self.accumulate))
+            if self._update_together:
+                self._update_all()
+        except BaseException:
+            self._forget_gradients()  # of a step that was interrupted: the next must not add to them
+            raise
         self.steps += 1
         return StepMetrics(self._mean_loss(losses), metrics)
 
@@ -91,13 +96,22 @@ class Streaming:
         """
         x, y = batch
         self.task.check(x, y)
-        self.chain.train()
+        self._train_mode()
         with frozen_statistics(*(module for _, module in self.chain.parts())):
             self._sweep(Batch(x, y, self.steps), {}, update=False, scale=1.0, only=losses)
         found = {name: p.grad for name, p in self.chain.named_parameters() if p.grad is not None}
+        self._forget_gradients()
+        return found
+
+    def _forget_gradients(self) -> None:
         for _, p in self.chain.named_parameters():
             p.grad = None
-        return found
+
+    def _train_mode(self) -> None:
+        # Asked first, as setting it would cost a small block's time; of every module, since whoever holds the network
+        # or its export may have put a part of a block in eval mode.
+        if not all(module.training for module in self.modules):
+            self.chain.train()
 
     @property
     def _update_together(self) -> bool:
@@ -231,11 +245,11 @@ class Streaming:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`.  Raises ValueError for a state of another chain."""
-        expected, got = self.state_dict(), set(state)
-        model = {k for k in expected if "/model/" in k}
-        if missing := sorted(model - got) or sorted(k for k in got if "/model/" in k and k not in model):
+        # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
+        ours, theirs = ({k: v.shape for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state))
+        if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
             raise ValueError(
-                f"the saved state and this network differ at {missing[0]!r}; resume with the same model and cut."
+                f"the saved state and this network differ at {differ[0]!r}; resume with the same model, cut and ema."
             )
         for part, module in self.chain.parts():
             own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}

@@ -58,7 +58,8 @@ class Updater:
                 for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
                     group["lr"] = base * factor
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for p in self.parameters:
+                p.grad = None
         if self.average is not None:
             # Also a part without parameters: its BatchNorm statistics are copied along.
             self.average.update_parameters(self.module)

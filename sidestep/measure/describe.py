@@ -35,10 +35,11 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     up, down = [0] * (count - 1), [0] * (count - 1)
     weight: dict[CellId, float] = {}
     chain.train()
-    with frozen_statistics(*(module for _, module in chain.parts())):
-        with activation_bytes(exclude=parameters) as hub_graph:
-            encoded = run_hub(method.encode, chain.hub, whole, context)
-        hub_bytes = float(hub_graph.current)
+    frozen = frozen_statistics(*(module for _, module in chain.parts()))
+    # One account for the whole walk: a message that two blocks hold is counted at the first of them.
+    with frozen, activation_bytes(exclude=parameters) as alive:
+        encoded = run_hub(method.encode, chain.hub, whole, context)
+        hub_bytes = float(alive.current)
         shared = {k: v.detach().requires_grad_(v.requires_grad) for k, v in encoded.items()}
         cells = [Cell(b, whole, engine.task, shared, {}, key=0) for b in chain.blocks]
         carry: Message = ()
@@ -49,9 +50,9 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
                 carry = method.source(whole, shared, engine.task)
             elif p.order == "down" and n == count - 1:
                 carry = method.sink(whole, shared, engine.task)
-            with activation_bytes(exclude=parameters) as saved:
-                emit = run_cell(p, cells[n], () if p.order == "each" else carry, context)
-                weight[i, n] = float(saved.current)
+            before = alive.current
+            emit = run_cell(p, cells[n], () if p.order == "each" else carry, context)
+            weight[i, n] = float(alive.current - before)
             sent = finish_cell(emit)
             if p.order == "up" and n < count - 1:
                 up[n] += message_bytes(sent)
@@ -59,6 +60,8 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
                 down[n - 1] += message_bytes(sent)
             carry = carry if p.order == "each" else sent
             del emit
+            if i == engine.derived.last_pass:
+                cells[n].kept.clear()
     for parameter in parameters:
         parameter.grad = None
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,13 @@ def method_class(name: str) -> type[Method]:
 
 def method_fields(method: Method) -> dict[str, object]:
     """A method's hyperparameters by name."""
-    return {name: getattr(method, name) for name in method.__dataclass_fields__}
+    return {own.name: getattr(method, own.name) for own in fields(method)}
 
 
 def method_name(method: Method) -> str:
-    """The name under which a method's class is listed."""
-    return next(name for name, where in METHODS.items() if where.endswith(":" + type(method).__name__))
+    """The name under which a method's class is listed; a class of the user's own goes by its name."""
+    cls = type(method)
+    listed = (
+        name for name, where in METHODS.items() if f"{__name__}.{where}" == f"{cls.__module__}:{cls.__qualname__}"
+    )
+    return next(listed, cls.__name__)

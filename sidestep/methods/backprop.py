@@ -17,22 +17,12 @@ from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
-from sidestep.core.cut import CutPlan, Slices
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Task
 from sidestep.nn.schedules import smoothings
-
-
-def plain_blocks(slices: Slices) -> list[nn.Module]:
-    """The slices with the model's own read-out at the end of the last."""
-    return [*slices.bodies[:-1], nn.Sequential(slices.bodies[-1], slices.readout)]
-
-
-def last_smoothing(spec: float | str, blocks: int) -> float:
-    """The smoothing of the network's answer: the constant, or SID's r_K."""
-    return smoothings(spec, blocks)[-1]
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class Backprop(Method):
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
-        nets = plain_blocks(slices)
+        nets = slices.nets
         smoothings(self.label_smoothing, len(nets))
         return Chain([Block(i, len(nets), net) for i, net in enumerate(nets)], at=slices.at)
 
@@ -90,6 +80,6 @@ def pull_back(cell: Cell, out: Tensor, delta: tuple[Tensor, ...], smoothing: flo
     """The last block's loss, or the gradient that came down, taken through this block to its input."""
     down = () if cell.block.is_first else (cell.kept["in"],)
     if cell.block.is_last:
-        loss = cell.task.loss(out, cell.y, last_smoothing(smoothing, cell.block.count))
+        loss = cell.task.loss(out, cell.y, smoothings(smoothing, cell.block.count)[-1])
         return Emit(loss=loss, logits=out, send_grad=down)
     return Emit(pull=((out, delta[0]),), send_grad=down)

@@ -118,7 +118,7 @@ class SID(Method):
         log_p = F.log_softmax(logits.float(), -1)
         loss = None
         if cell.training:
-            t = cell.task.target(cell.y, self.label_smoothing)
+            t = cell.target(self.label_smoothing)
             alpha = alphas(self.alpha, cell.block.count)[cell.block.index]
             loss = local_objective(t, log_p, log_prev, alpha, self.direction).mean()
         return Emit(send=(*features, log_p), loss=loss, logits=logits)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .divergences import cross_entropy, entropy, kl
+from .divergences import kl
 from .heads import Head
 from .schedules import remainders
 
@@ -35,10 +35,10 @@ def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, di
     if direction == "paper":
         p = log_p.exp()
         return (p * (log_p - alpha * t.log() - (1 - alpha) * log_prev)).sum(-1)
+    # Both cross-entropies share log p_i; the two entropies shift the value and nothing else.
     prev = log_prev.exp()
-    # The two cross-entropies share log p_i: one product, and the entropies only shift the value.
-    mixture = cross_entropy(alpha * t + (1 - alpha) * prev, log_p)
-    return mixture - alpha * entropy(t) - (1 - alpha) * entropy(prev)
+    mixture = torch.lerp(prev, t, alpha)
+    return ((1 - alpha) * prev * log_prev + alpha * torch.xlogy(t, t) - mixture * log_p).sum(-1)
 
 
 def distance(t: Tensor, log_p: Tensor, direction: Direction) -> Tensor:

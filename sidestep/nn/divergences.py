@@ -13,13 +13,3 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) = sum_c p_c (log p_c - log q_c), (B,).  log_p, log_q: (B, C); where p_c = 0 the term is 0."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-
-
-def entropy(p: Tensor) -> Tensor:
-    """-sum_c p_c log p_c, (B,).  p: (B, C) probabilities, zeros allowed."""
-    return -torch.xlogy(p, p).sum(-1)
-
-
-def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
-    """-sum_c p_c log q_c, (B,)."""
-    return -(p * log_q).sum(-1)

@@ -49,7 +49,8 @@ class Head(nn.Module):
         features = pooled_width(shape)
         self.trunk: nn.Module = Pool()
         if kind == "conv" or (kind == "auto" and spatial):
-            shrink = nn.AdaptiveAvgPool2d(8) if min(shape[1:]) > 8 else nn.Identity()
+            small = min(shape[1], 8), min(shape[2], 8)
+            shrink = nn.AdaptiveAvgPool2d(small) if small != tuple(shape[1:]) else nn.Identity()
             conv = nn.Conv2d(features, width, 3, padding=1, bias=False)
             self.trunk = nn.Sequential(shrink, conv, nn.BatchNorm2d(width), nn.ReLU(), Pool())
             features = width
@@ -58,4 +59,6 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor, *belief: Tensor) -> Tensor:
         """h: the block's features; belief: (B, C) beside the pooled features.  Returns logits (B, outputs)."""
-        return self.out(torch.cat([self.trunk(h), *belief], -1))
+        features = self.trunk(h)
+        # Joining one tensor would still copy it.
+        return self.out(torch.cat([features, *belief], -1) if belief else features)

@@ -24,10 +24,10 @@ def alphas(spec: PerBlock, count: int | None = None) -> tuple[float, ...]:
         elif isinstance(spec, str):
             values = tuple(float(part) for part in spec.split(","))
         else:
-            values = spec if isinstance(spec, tuple) else (float(spec),)
-    except ValueError:
+            values = (float(spec),) if isinstance(spec, int | float) else tuple(float(a) for a in spec)
+    except (TypeError, ValueError):
         raise ValueError(f"got alpha={spec!r}, expected a number, a list 1,0.5,0.25 or linear:FIRST:LAST.") from None
-    if not all(0 < a <= 1 for a in values):
+    if not values or not all(0 < a <= 1 for a in values):
         raise ValueError(f"got alpha={spec}, expected values in (0, 1]; alpha=1 is plain local cross-entropy.")
     if count is not None and len(values) == 1:
         values *= count

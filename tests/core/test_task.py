@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sidestep.core.block import Block
+from sidestep.core.cell import Batch, Cell
+from sidestep.core.task import Task
+
+CLASSES = 4
+TASK = Task(CLASSES, torch.zeros(1, 2, 3))
+X = torch.zeros(3, 2, 3)
+Y = torch.tensor([0, 3, 1])
+SOFT = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]])
+
+
+def with_bad(value: float) -> Tensor:
+    x = X.clone()
+    x[1, 0, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X[:0], Y[:0], "empty batch"),
+        (X, Y[:2], "got 3 inputs and 2 labels"),
+        (torch.zeros(3, 3, 2), Y, r"got inputs of shape \(3, 2\), expected \(2, 3\)"),
+        (torch.zeros(3, 6), Y, r"got inputs of shape \(6,\), expected \(2, 3\)"),
+        (with_bad(float("nan")), Y, "got NaN or Inf"),
+        (with_bad(float("inf")), Y, "got NaN or Inf"),
+        (with_bad(-float("inf")), Y, "got NaN or Inf"),
+        (X, torch.tensor([0, 4, 1]), r"got labels 0\.\.4, expected 0\.\.3"),
+        (X, torch.tensor([0, -1, 1]), r"got labels -1\.\.1, expected 0\.\.3"),
+        (X, torch.tensor([0, -100, 1]), r"got labels -100\.\.1.*-100 is not ignored"),
+        (X, Y.int(), r"shape \(3,\) and torch.int32, expected \(B,\) class indices of torch.int64"),
+        (X, Y.float(), r"torch.float32, expected \(B,\) class indices"),
+        (X, Y[:, None], r"got labels of shape \(3, 1\) and torch.int64"),
+        (X, SOFT[:, :, None], r"got labels of shape \(3, 4, 1\)"),
+        (X, F.one_hot(Y, CLASSES), "torch.int64, expected .* soft labels of a floating type"),
+        (X, SOFT[:, :3], "got soft labels over 3 classes, expected 4"),
+        (X, 2 * SOFT, "no distribution"),
+        (X, SOFT * torch.tensor(float("nan")), "no distribution"),
+        (X, SOFT + torch.tensor([-0.5, 0.5, 0.0, 0.0]) * (SOFT[:, :1] == 0), "no distribution"),
+    ],
+)
+def test_a_batch_that_cannot_be_learnt_from_is_refused(x: Tensor, y: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        TASK.check(x, y)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("y", [Y, SOFT, SOFT.bfloat16(), SOFT.double()], ids=["hard", "soft", "bf16", "double"])
+def test_a_good_batch_passes(y: Tensor) -> None:
+    TASK.check(X, y)
+
+
+def test_integer_inputs_pass() -> None:
+    TASK.check(X.to(torch.uint8), Y)
+
+
+def test_targets_by_hand() -> None:
+    """s = 0.2 over 4 classes: 0.05 everywhere, and 0.8 more on the label."""
+    expected = torch.tensor([[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.05, 0.85], [0.05, 0.85, 0.05, 0.05]])
+    torch.testing.assert_close(TASK.target(Y, 0.2), expected, rtol=1e-6, atol=0)  # 0.85 is no float32
+    assert torch.equal(TASK.target(Y), F.one_hot(Y, CLASSES).float())
+    assert torch.equal(TASK.target(SOFT), SOFT)
+
+
+@given(st.floats(0, 0.99), st.booleans())
+def test_targets_sum_to_one_and_loss_is_the_cross_entropy_with_them(smoothing: float, soft: bool) -> None:
+    logits = torch.randn(3, CLASSES, generator=torch.Generator().manual_seed(0))
+    y = SOFT if soft else Y
+    target = TASK.target(y, smoothing)
+    # Float32: four terms are added, each off by one rounding; torch's loss takes the smoothed part apart.
+    torch.testing.assert_close(target.sum(-1), torch.ones(3), rtol=1e-6, atol=0)
+    expected = -(target * F.log_softmax(logits, -1)).sum(-1).mean()
+    torch.testing.assert_close(TASK.loss(logits, y, smoothing), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
+    logits = torch.randn(3, CLASSES).bfloat16()
+    assert torch.equal(TASK.loss(logits, Y), F.cross_entropy(logits.float(), Y))
+
+
+def test_a_batchs_target_is_made_once_for_each_smoothing() -> None:
+    batch = Batch(X, Y)
+    cells = [Cell(Block(n, 2, nn.Identity()), batch, TASK, {}, {}, key=0) for n in range(2)]
+    assert cells[0].target(0.2) is cells[1].target(0.2)
+    for smoothing in (0.2, 0.0):
+        assert torch.equal(cells[1].target(smoothing), TASK.target(Y, smoothing))
