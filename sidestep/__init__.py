@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sidestep.compare import compare
-    from sidestep.core.cut import cut
+    from sidestep.core.cut import CutPlan, cut
     from sidestep.core.task import Task
     from sidestep.engines.streaming import Streaming
     from sidestep.engines.update import UpdateRule
@@ -26,6 +28,7 @@ _WHERE = {
     "SID": "methods.sid",
     "Backprop": "methods.backprop",
     "BackpropCheckpointed": "methods.backprop",
+    "CutPlan": "core.cut",
     "DeepSupervision": "methods.deep_supervision",
     "LocalCE": "methods.local_ce",
     "Run": "run",
@@ -43,6 +46,7 @@ __all__ = [
     "SID",
     "Backprop",
     "BackpropCheckpointed",
+    "CutPlan",
     "DeepSupervision",
     "LocalCE",
     "Run",
@@ -55,6 +59,17 @@ __all__ = [
     "fit",
     "load_run",
 ]
+
+
+class _Package(ModuleType):
+    """Importing the module `sidestep.compare` must not hide the function that is promised under that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -93,8 +94,8 @@ def bench(args: Args) -> Result:
     kind, method = [*args.words, "sid"][:2]
     if kind not in ("step", "memory"):
         raise unknown("bench", kind, ["step", "memory"])
-    if kind == "memory" and (args.against or args.steps):
-        raise UsageError("--against and --steps are of sidestep bench step; leave them out of sidestep bench memory.")
+    if kind == "memory" and (args.against or args.steps or args.train):
+        raise UsageError("--against, --steps and --train are of sidestep bench step; leave them out of bench memory.")
     config = args.resolve(method)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory
@@ -102,7 +103,7 @@ def bench(args: Args) -> Result:
         return run_memory(config)
     from sidestep.bench.step import run as run_step
 
-    return run_step(config, args.against, steps=args.steps or 20)
+    return run_step(config, args.against, steps=args.steps or 20, train=args.train)
 
 
 def evaluate(args: Args) -> Result:
@@ -221,6 +222,7 @@ COMMANDS: dict[str, Command] = {
         extra={
             "--against": {"choices": ["plain", "reference"], "help": "step: what it is timed against (default: plain)"},
             "--steps": {"type": count, "metavar": "N", "help": "step: how many are timed (default: 20)"},
+            "--train": {"action": "store_true", "help": "step against reference: train both too, with 3 seeds"},
         },
     ),
     "evaluate": Command(
@@ -283,8 +285,20 @@ def dispatch(argv: list[str]) -> int:
         return 0
     result = COMMANDS[name].run(args)
     text = result.pop("text")
+    if args.record:
+        record(args.record, argv, result)
     print(json.dumps(jsonable(result)) if args.json else text, flush=True)
     return 1 if name == "audit" and result.get("agrees") is False else 0
+
+
+def record(path: Path, argv: list[str], result: Result) -> None:
+    """Append a result with the command that gave it: a row that can be quoted, and checked."""
+    from sidestep.checkpoint import append_jsonl
+    from sidestep.run import commit
+
+    command = shlex.join(["sidestep", *argv]).replace(f" --record {shlex.quote(str(path))}", "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append_jsonl(path, {"command": command, "commit": commit()} | jsonable(result))
 
 
 class Parser(argparse.ArgumentParser):
@@ -352,6 +366,8 @@ def parse(name: str, rest: list[str]) -> Args | None:
         parser.flag(group, "--config", type=Path, metavar="FILE", help="a TOML file of keys")
         about = "any key: a field, model.OPTION, METHOD.FIELD"
         parser.flag(group, "--set", action=Put, default=argparse.SUPPRESS, metavar="KEY=VALUE", help=about)
+    about = "append the result and its command to a file of JSON lines"
+    parser.flag(group, "--record", type=Path, metavar="FILE", help=about)
     parser.flag(group, "--json", action="store_true", help="one JSON object, on the last line of stdout")
     parser.flag(group, "-h", "--help", action="store_true", help="show this and stop")
 

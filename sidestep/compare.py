@@ -8,20 +8,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from torch import nn
 
 from sidestep.assemble import assemble
 from sidestep.checkpoint import write_json
-from sidestep.config import TrainConfig
+from sidestep.config import CONFIG, TrainConfig
 from sidestep.core.keys import global_rng, key
 from sidestep.core.method import Method
 from sidestep.errors import UsageError
 from sidestep.measure.cost import cost_rows, like
-from sidestep.run import CONFIG
+from sidestep.methods import method_name
+from sidestep.methods.backprop import Backprop
+from sidestep.run import REPORT, enter
 
 COMPARISON = "compare.json"
 SPREAD = ("test_accuracy", "test_nll", "test_brier", "test_ece", "val_accuracy")
@@ -37,39 +39,45 @@ def run(
 ) -> dict[str, object]:
     """What `sidestep compare` does: a folder a run, `compare.json` and `report.html` beside them.
 
-    make: (method, seed) -> configuration.  With resume, finished runs are taken as they are and the others continued.
+    make: (method, number of the run from 0) -> configuration.  With resume, finished runs are taken as they are and the
+    others continued; a run that was made with other settings is refused before any work.
     """
     from sidestep import train
     from sidestep.report.build import write_report
 
     methods = list(dict.fromkeys(methods))
     first = make(methods[0], 0)
-    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-compare-{first.data}"
+    out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-compare-{PurePath(first.data).name}"
     if any(out.glob(f"*/{CONFIG}")) and not (resume or overwrite):
         raise UsageError(f"{out} holds runs; give --resume last to continue them, --overwrite, or another --out.")
-    configs = {(m, s): make(m, s) for s in range(seeds) for m in methods}
-    summaries: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
-    folders: list[Path] = []
-    for i, ((method, seed), config) in enumerate(configs.items()):
-        folder = out / f"{method}-seed{seed}"
-        print(f"sidestep: run {i + 1} of {len(configs)}: {method}, seed {seed}", file=sys.stderr)
-        started = resume and (folder / CONFIG).exists()
-        config = replace(config, out=folder, resume="last" if started else None, overwrite=overwrite)
-        summaries[method].append(train.run(config))
-        folders.append(folder)
-    fresh = {m: assemble(replace(make(m, 0), compile=False)) for m in methods}
-    fresh["backprop_checkpointed"] = like(fresh["backprop"], "backprop_checkpointed")
+    if resume and not out.is_dir():
+        print(f"sidestep: {out} holds no runs; starting from the beginning", file=sys.stderr)
+    configs: list[TrainConfig] = []
+    for config in (make(method, number) for number in range(seeds) for method in methods):
+        folder = out / f"{config.method}-seed{config.seed}"
+        begun = resume and (folder / CONFIG).exists()
+        configs.append(replace(config, out=folder, resume=resume if begun else None, overwrite=overwrite))
+        enter(configs[-1])
+    summaries: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for i, config in enumerate(configs, 1):
+        print(f"sidestep: run {i} of {len(configs)}: {config.method}, seed {config.seed}", file=sys.stderr)
+        # What a run costs is measured once a method, below, in turn with the others.
+        summaries[config.method].append(train.run(config, costs=False))
+    fresh = {method: assemble(replace(make(method, 0), compile=False)) for method in methods}
+    fresh.setdefault("backprop_checkpointed", like(fresh["backprop"], "backprop_checkpointed"))
+    folders = [out / f"{config.method}-seed{config.seed}" for config in configs]
     found: dict[str, object] = {
         "data": first.data,
         "model": first.model,
         "blocks": first.blocks,
+        "epochs": first.epochs,
         "seeds": seeds,
         "rows": rows(summaries, cost_rows(fresh)),
-        "runs": [str(folder.relative_to(out)) for folder in folders],
+        "runs": [folder.name for folder in folders],
     }
     write_json(out / COMPARISON, found)
-    write_report(folders, out / "report.html")
-    return found | {"text": comparison_text(found) + f"\nreport: {out / 'report.html'}", "out": str(out)}
+    write_report(folders, out / REPORT)
+    return found | {"text": comparison_text(found) + f"\nreport: {out / REPORT}", "out": str(out)}
 
 
 def rows(summaries: Mapping[str, list[dict[str, Any]]], costs: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -115,11 +123,12 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 class Comparison:
     """What `compare` measured; shows itself as a table in a notebook."""
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # method, accuracy (mean), std (None for one seed), n, accuracies
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{row['method']:<22} {100 * row['accuracy']:.2f} %" + (f" ± {100 * row['std']:.2f}" if row["std"] else "")
+            f"{row['method']:<22} {100 * row['accuracy']:.2f} %"
+            + (f" ± {100 * row['std']:.2f}" if row["std"] is not None else "")
             for row in self.rows
         )
 
@@ -140,30 +149,35 @@ def compare(
     test_set: object = None,
     *,
     seeds: int = 3,
+    seed: int = 0,
     **settings: Any,
 ) -> Comparison:
     """Train copies of one network with each method under the same settings; backprop is always in.
 
     model: a network, copied with its parameters for every run, or a function that makes one, called under each seed.
-    settings: as for `fit`.
+    seeds: how many runs of each method, seeded from `seed` on.  settings: as for `fit`, without `out`.
     """
-    from sidestep.methods import method_name
-    from sidestep.methods.backprop import Backprop
     from sidestep.train import fit
 
+    if "out" in settings:
+        raise UsageError("got out, which compare has not, expected the settings of fit; `sidestep compare` keeps runs.")
     chosen = list(methods)
     if not any(type(m) is Backprop for m in chosen):
         chosen.insert(0, Backprop())
     found: list[dict[str, Any]] = []
     for method in chosen:
         values: list[float] = []
-        for seed in range(seeds):
-            if isinstance(model, nn.Module):
-                network = copy.deepcopy(model)
-            else:
-                with global_rng(key(seed, "init")):
-                    network = model()
-            values.append(fit(network, method, train_set, val_set, test_set, seed=seed, **settings).accuracy)
+        for s in range(seed, seed + seeds):
+            with global_rng(key(s, "init")):
+                network = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+            values.append(fit(network, method, train_set, val_set, test_set, seed=s, **settings).accuracy)
         std = statistics.stdev(values) if seeds > 1 else None
-        found.append({"method": method_name(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds})
+        row = {"method": label(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds}
+        found.append(row | {"accuracies": values})
     return Comparison(found)
+
+
+def label(method: Method) -> str:
+    """A method's name, and in brackets what is not its default."""
+    changed = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
+    return method_name(method) + (f"({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else "")

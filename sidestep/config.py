@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get
 from sidestep import models
 from sidestep.bench.recipes import Optimizer, Select, recipe_for, recipe_named
 from sidestep.errors import DataError, UsageError, unknown
-from sidestep.methods import METHODS, method_class
+from sidestep.methods import METHODS, method_class, method_fields, method_name
 from sidestep.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FOLDERS = ("SIDESTEP_DATA", "SIDESTEP_CACHE")
 """Environment variables that say where things lie; every other `SIDESTEP_<KEY>` sets a key, `__` being the dot."""
+CONFIG = "config.toml"
+"""The configuration in a run's folder."""
+PLACE = ("out", "resume", "overwrite")
+"""Keys that say where a run is kept and how it was begun, not what it is."""
 
 
 class Range(NamedTuple):
@@ -95,6 +99,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in OPTIONS:
             _check(name, getattr(self, name))
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"got batch_size={self.batch_size} and accumulate={self.accumulate}, expected a batch of equal "
+                "micro-batches; change one of them."
+            )
+        if self.resume and self.overwrite:
+            raise UsageError("got resume and overwrite, expected one of them: go on with the run, or replace it.")
 
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if not f.name.endswith("_options")}
@@ -109,7 +120,7 @@ class Given(NamedTuple):
 
 
 def resolve(
-    method: str | None,
+    method: str | Method | None,
     flags: Mapping[str, object] | None = None,
     config_file: Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -118,38 +129,41 @@ def resolve(
 ) -> TrainConfig:
     """The configuration of a run: defaults < recipe < file < environment < flags, and over all of them `method`.
 
-    flags: by key; a value may be text, as the command line has it.  method: None takes it from the other sources.
-    custom: the network is the caller's own; `model` is only its name and has no options.
+    flags: by key; a value may be text, as the command line has it.  method: None takes it from the other sources, an
+    object is taken as it is.  custom: the network is the caller's own; `model` is only its name and has no options.
+    Where a run is resumed, its own configuration stands in place of defaults and recipe.
 
     Raises UsageError for an unknown key or a value out of range, DataError for a file that cannot be read.
     """
+    own = None if method is None or isinstance(method, str) else method
     layers = [
         _from_file(config_file),
         {k[9:].lower().replace("__", "."): Given(v, f"{k}: ") for k, v in (env or {}).items() if _is_key(k)},
         {k: Given(v) for k, v in (flags or {}).items()},
-        {} if method is None else {"method": Given(method)},
+        {} if method is None else {"method": Given(method_name(own) if own else method)},
     ]
     words = {key: given for layer in layers for key, given in layer.items()}
 
-    def word(key: str, default: str) -> str:
+    def word(key: str, default: Any = None) -> Any:
         return _valid(key, words[key], "") if key in words else default
 
-    method = word("method", "")
-    rule: Any = method_class(method)
+    home = _home(word("resume"), word("out"))
+    layers.insert(0, _from_run(home, word("model")) if home and not custom else {})
+    words = layers[0] | words
+    name = word("method", "")
+    rule: Any = None if own else method_class(name)
     data = word("data", "digits")
     model = word("model", "mlp" if data == "digits" else "simplecnn")
     options = {} if custom else models.options(model)
-    name = word("recipe", "auto")
-    recipe = recipe_for(data, model) if name == "auto" else recipe_named(name)
+    wanted = word("recipe", "auto")
+    recipe = recipe_for(data, model) if wanted == "auto" else recipe_named(wanted)
 
     values: dict[str, Any] = {}
-    for layer in ({k: Given(v, f"recipe {recipe.name}: ") for k, v in recipe.keys_for(method).items()}, *layers):
+    for layer in ({k: Given(v, f"recipe {recipe.name}: ") for k, v in recipe.keys_for(name).items()}, *layers):
         values |= {key: _valid(key, given, model) for key, given in layer.items()}
-    values |= {"model": model, "recipe": recipe.name}
-    chosen = rule(**_below(method, values))
-    config = _assemble(
-        values, options | _below("model", values), {f.name: getattr(chosen, f.name) for f in fields(chosen)}
-    )
+    values |= {"model": model, "recipe": recipe.name} | ({"out": home} if home else {})
+    chosen = own or rule(**_below(name, values))
+    config = _assemble(values, options | _below("model", values), method_fields(chosen))
     from sidestep.data.augment import parse
 
     parse(config.augment)
@@ -261,6 +275,28 @@ def _from_file(path: Path | None) -> dict[str, Given]:
         raise DataError(
             f"{path} cannot be read ({error}); expected a TOML file of keys, as --print-config shows."
         ) from None
+
+
+def _home(resume: str | None, out: Path | None) -> Path | None:
+    """The folder of the run to resume; a checkpoint lies in its run's folder."""
+    if resume is None:
+        return None
+    if resume == "last":
+        if out is None:
+            raise UsageError("got --resume last without --out, expected the folder of the run to go on with.")
+        return out
+    home = Path(resume).absolute().parent.parent
+    if out is not None and out.absolute() != home:
+        raise UsageError(f"got --resume {resume} with --out {out}, expected a checkpoint of that run; leave --out out.")
+    return out or home
+
+
+def _from_run(folder: Path, model: str | None) -> dict[str, Given]:
+    """The configuration a run wrote, without its place and, if another network is asked for, the options of its own."""
+    file = folder / CONFIG
+    found = _from_file(file) if file.is_file() else {}
+    other = model is not None and "model" in found and found["model"].value != model
+    return {k: v for k, v in found.items() if k not in PLACE and not (other and k.startswith("model."))}
 
 
 def _parse(text: str, where: str) -> dict[str, Given]:

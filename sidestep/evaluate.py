@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 
 MEASURES = ("accuracy", "nll", "brier", "ece")
+IDENTITY_TOLERANCE = 1e-9  # of the size of the terms
 
 
 def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[str, object]:
@@ -33,7 +34,7 @@ def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[
             if score is not None and block is not None:
                 score.update(block, y)
         beliefs = [block for block in logits if block is not None]
-        p_y = torch.lerp(F.one_hot(y, task.num_classes).double(), torch.tensor(1 / task.num_classes).double(), noise)
+        p_y = (1 - noise) * F.one_hot(y, task.num_classes).double() + noise / task.num_classes
         if curve := assembly.method.descent(beliefs, y, task, p_y):
             curves.append(curve)
     results = [None if score is None else score.result() for score in scores]
@@ -51,37 +52,43 @@ def last(measured: Mapping[str, object], name: str) -> float:
 
 
 def run(path: Path, *, descent: bool = False) -> dict[str, object]:
-    """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints."""
+    """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names."""
     from sidestep.run import load_run
 
     finished = load_run(path)
     assembly = finished.assembly
     assert assembly.data.test is not None
     measured = evaluate(assembly, assembly.data.test, noise=assembly.config.label_noise)
-    result: dict[str, object] = {
-        "run": str(path),
-        "method": assembly.config.method,
-        "data": assembly.config.data,
-        "selected": finished.summary["selected"],
-        **{name: measured[name] for name in MEASURES},
-    }
+    result = {"run": str(path), **{k: finished.summary[k] for k in ("method", "model", "data", "selected")}}
+    result |= {f"test_{m}": last(measured, m) for m in MEASURES} | {f"block_test_{m}": measured[m] for m in MEASURES}
     if descent:
         result["descent"] = measured.get("descent")
-    result["text"] = block_table(result, measured.get("descent") if descent else None)
-    return result
+    return result | {"text": block_table(result)}
 
 
-def block_table(measured: Mapping[str, object], descent: object = None) -> str:
-    """One line per block, with the belief curves beside it if there are any."""
-    columns = [measured[name] for name in MEASURES]
+def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
+    """A finished run for people."""
+    rate, step = summary["samples_per_second"], summary["step_ms"]
+    speed = f"{rate:.0f} samples/s, {step:.1f} ms a step, " if step else ""
+    return (
+        f"{summary['method']} on {summary['data']}, {summary['model']} in {summary['blocks']} blocks, "
+        f"{summary['epochs']} epochs, seed {summary['seed']}\n"
+        f"test accuracy {100 * summary['test_accuracy']:.2f} %  ({summary['selected']})\n{block_table(summary)}\n"
+        f"{speed}peak activations {summary['peak_activation_mb']:.2f} MB\n"
+        f"{summary['params']:,} parameters ({summary['aux_params']:,} auxiliary)\nreport: {folder / 'report.html'}"
+    )
+
+
+def block_table(summary: Mapping[str, Any]) -> str:
+    """One line per block, 80 columns wide, with the belief curves beside it if there are any."""
+    curves = summary.get("descent")
     head = f"{'block':>5}  {'acc %':>6} {'NLL':>7} {'Brier':>7} {'ECE':>7}"
-    curves = descent if isinstance(descent, dict) else None
     if curves:
         head += f" {'D':>7} {'D (T5)':>7} {'C':>7} {'e':>8} {'e > 0 %':>8}"
     lines = [head]
     if curves:
-        lines.append(f"{0:>5}" + " " * 33 + f"{curves['D'][0]:8.4f} {curves['D_population'][0]:7.4f}")
-    for i, (accuracy, *rest) in enumerate(zip(*columns, strict=True)):  # pyright: ignore[reportArgumentType]
+        lines.append(f"{0:>5}" + " " * 33 + f"{curves['D'][0]:7.4f} {curves['D_population'][0]:7.4f}")
+    for i, (accuracy, *rest) in enumerate(zip(*(summary[f"block_test_{m}"] for m in MEASURES), strict=True)):
         if accuracy is None:
             lines.append(f"{i + 1:>5}  (no read-out)")
             continue
@@ -90,10 +97,19 @@ def block_table(measured: Mapping[str, object], descent: object = None) -> str:
             line += f" {curves['D'][i + 1]:7.4f} {curves['D_population'][i + 1]:7.4f} {curves['C'][i]:7.4f}"
             line += f" {curves['e'][i]:8.4f} {100 * curves['e_positive'][i]:8.2f}"
         lines.append(line)
-    if curves:
-        lines.append(
-            "D: KL to the target, nats.  T5: what well-specified blocks would reach.  C: KL moved.  e: slack of the\n"
-            "local objective, positive where a block made a sample worse by its own measure.\n"
-            f"the telescoped identity: off by {curves['identity']:.1e} at most ({curves['samples']} samples)"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + ([identity_text(curves)] if curves else []))
+
+
+def identity_text(curves: Mapping[str, Any]) -> str:
+    """What the columns mean, and whether the identity that ties them holds.
+
+    Both sides are sums of the terms of one sample in float64, so they differ by some 1e-16 of the largest term.
+    """
+    scale = max(1.0, *curves["D"], *curves["C"])
+    verdict = "holds" if curves["identity"] <= IDENTITY_TOLERANCE * scale else "DOES NOT HOLD"
+    return (
+        "D: KL to the target, nats.  T5: what well-specified blocks would reach.\n"
+        "C: KL moved.  e: slack of the local objective, > 0 where a block made a sample\n"
+        f"worse by its own measure.  D's telescoped identity {verdict}: off by {curves['identity']:.1e}\n"
+        f"at most over {curves['samples']} samples (tolerance {IDENTITY_TOLERANCE * scale:.0e})"
+    )

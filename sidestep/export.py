@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import save
 
 from sidestep.assemble import Assembly
-from sidestep.checkpoint import write_text_atomic
+from sidestep.checkpoint import write_bytes_atomic, write_text_atomic
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 
@@ -17,10 +18,12 @@ def write_model(assembly: Assembly, summary: dict[str, Any], folder: Path) -> No
     """`model.safetensors`, byte-equal whenever the parameters are, and its card."""
     folder.mkdir(parents=True, exist_ok=True)
     network = assembly.method.export(assembly.engine.inference_chain)
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    aside = folder / (WEIGHTS + ".part")
-    save_file(state, aside)
-    aside.replace(folder / WEIGHTS)
+    # safetensors takes C order only, and no two names for one memory.
+    state = {
+        k: v.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for k, v in network.state_dict().items()
+    }
+    write_bytes_atomic(folder / WEIGHTS, save(state))
     write_text_atomic(folder / CARD, card(assembly, summary))
 
 

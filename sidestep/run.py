@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import sys
+import tomllib
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sidestep import checkpoint
+from sidestep import __version__, checkpoint
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import TrainConfig, from_toml, to_toml
+from sidestep.config import CONFIG, PLACE, TrainConfig, from_toml, to_toml
 from sidestep.core.block import Chain
 from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
 
-CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+CUSTOM = "custom"
+"""The name of data and networks that only the caller of `fit` has."""
+FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every")
+"""Keys that may change when a run is resumed; those that change its bits are part of the environment, and warned of."""
 
 
 @dataclass
@@ -34,12 +43,12 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """On the test set where there is one, else on the validation split."""
+        """A fraction, on the test set where there is one, else on the validation split."""
         for name in ("test_accuracy", "val_accuracy"):
             value = self.summary.get(name)
             if isinstance(value, float):
                 return value
-        raise UsageError("this run was not judged on any data; give fit a val_set or a test_set.")
+        raise UsageError("this run was judged on no data, expected a val_set or a test_set; give fit one of them.")
 
     @property
     def model(self) -> nn.Module:
@@ -63,66 +72,128 @@ class Run:
             "method",
             "model",
             "data",
+            "selected",
             "val_accuracy",
             "test_accuracy",
             "test_nll",
             "test_ece",
-            "step_ms",
             "params",
         )
         rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(self.summary.get(name)))}</td></tr>"
+            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(self.summary[name]))}</td></tr>"
             for name in shown
+            if self.summary.get(name) is not None
         )
         return f"<table>{rows}</table>"
 
 
-def open_folder(config: TrainConfig) -> tuple[Path, Path | None]:
-    """The run's folder, made if need be, and the checkpoint to resume from.
+def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
+    """The configuration to run in its folder, and the checkpoint to go on from; nothing is written yet.
 
-    Raises UsageError if the folder holds a run and neither resume nor overwrite was asked for.
+    Raises UsageError if the folder holds a run and neither resume nor overwrite was asked for, DataError if it is no
+    folder, or if the run to resume was made with other settings.
     """
-    assert config.out is not None
     folder = config.out
+    assert folder is not None
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder} is a file, expected a folder; choose another name.")
-    if (folder / CONFIG).exists() and not config.resume and not config.overwrite:
-        raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
-    if config.overwrite and not config.resume:
-        clear(folder)
+    start = Path(config.resume) if config.resume not in (None, "last") else None
+    if not (folder / CONFIG).exists():
+        return config, start
+    saved, now = (
+        settings((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG)),
+        settings(to_toml(config)),
+    )
+    if "method" not in saved:
+        raise DataError(f"{folder / CONFIG} is no configuration of a run, expected none or a run's; use another --out.")
+    if not config.resume:
+        if not config.overwrite:
+            raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
+        return config, None
+    if not config.at:
+        now["at"] = saved.get("at")  # the cut was resolved when the run began
+    for key in dict.fromkeys([*saved, *now]):
+        if saved.get(key) != now.get(key):
+            raise DataError(
+                f"got {key} = {now.get(key)!r}, expected {saved.get(key)!r} as in the run that {folder} holds; "
+                "leave it as it was, or start a new run with another --out."
+            )
+    config = replace(config, at=tuple(saved.get("at", ())))
+    return config, start or checkpoint.latest(folder / "checkpoints")
+
+
+@contextmanager
+def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
+    """The run's folder, made if need be, without the run to be overwritten, and closed to other processes meanwhile."""
+    folder = config.out
+    assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = folder / "checkpoints"
-    if config.resume in (None, "last"):
-        return folder, checkpoint.latest(checkpoints) if config.resume else None
-    return folder, Path(config.resume)
+    with checkpoint._only_writer(folder):  # pyright: ignore[reportPrivateUsage]
+        if config.overwrite and (folder / CONFIG).exists():
+            for name in (CONFIG, METRICS, SUMMARY, REPORT, "audit.json", "costs.json", "examples.json"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "model"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        yield folder
 
 
-def clear(folder: Path) -> None:
-    """Remove what a run leaves, and nothing else."""
-    import shutil
+def rewind(folder: Path, step: int) -> None:
+    """Remove what a run wrote after a step, all of which is about to be written again."""
+    (folder / SUMMARY).unlink(missing_ok=True)
+    for path in (folder / "checkpoints").glob("*-*"):
+        kind, _, number = path.name.rpartition("-")
+        if kind in ("step", "selected") and number.isdecimal() and int(number) > step:
+            shutil.rmtree(path)
+    checkpoint.truncate_jsonl(folder / METRICS, lambda row: row["step"] in range(step + 1))
 
-    for name in (CONFIG, METRICS, SUMMARY, "report.html", "audit.json", "costs.json", "examples.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+
+def read_history(folder: Path) -> list[dict[str, object]]:
+    file = folder / METRICS
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def load_run(path: Path) -> Run:
-    """A finished run, its network with the parameters that were selected.  Raises DataError if it is not one."""
+    """A finished run, its network with the parameters that were selected.
+
+    Raises DataError if it is not one, or if it was trained by `fit` on what only its caller has.
+    """
     path = Path(path)
     if not (path / SUMMARY).is_file() or not (path / CONFIG).is_file():
         raise DataError(f"{path} holds no finished run (no {SUMMARY}); finish it with `sidestep train --resume last`.")
-    config = from_toml((path / CONFIG).read_text())
-    summary = json.loads((path / SUMMARY).read_text())
-    assembly = assemble(config)
-    selected = checkpoint.latest(path / "checkpoints", prefix="selected")
+    text = (path / CONFIG).read_text(encoding="utf-8")
+    if settings(text, str(path / CONFIG)).get("data") == CUSTOM:
+        raise DataError(
+            f"{path} was trained by fit on a network and data of the caller's own, expected a run of `sidestep train`; "
+            "call fit again with the same arguments and resume='last' to have it back."
+        )
+    config = from_toml(text, str(path / CONFIG))
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        config = replace(config, device="cpu")
+    return restored(assemble(config), path)
+
+
+def restored(assembly: Assembly, folder: Path) -> Run:
+    """A finished run from its folder, with the selected parameters put into this network."""
+    selected = checkpoint.latest(folder / "checkpoints", prefix="selected")
     if selected is None:
-        raise DataError(f"{path / 'checkpoints'} holds no selected parameters; run the training again.")
+        raise DataError(f"{folder / 'checkpoints'} holds no selected parameters; run the training again.")
     state, manifest = checkpoint.load(selected)
-    checkpoint.check(manifest, fingerprint(assembly), environment(assembly))
-    assembly.engine.inference_chain.load_state_dict(from_parts(state))
-    history = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
-    return Run(assembly, summary, history, path)
+    warn(checkpoint.check(manifest, fingerprint(assembly), environment(assembly)))
+    use(assembly, state)
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return Run(assembly, summary, read_history(folder), folder)
+
+
+def use(assembly: Assembly, state: Mapping[str, Tensor]) -> None:
+    """Put these parameters where inference finds them, and into the network that was handed in."""
+    plain = {k.replace("/", ".", 1): v for k, v in state.items()}
+    assembly.engine.inference_chain.load_state_dict(plain)
+    assembly.chain.load_state_dict(plain)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"sidestep: warning: {warning}", file=sys.stderr)
 
 
 def to_parts(chain: Chain) -> dict[str, Tensor]:
@@ -130,15 +201,17 @@ def to_parts(chain: Chain) -> dict[str, Tensor]:
     return {f"{part}/{k}": v for part, module in chain.parts() for k, v in module.state_dict().items()}
 
 
-def from_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.replace("/", ".", 1): v for k, v in state.items()}
+def settings(text: str, where: str = CONFIG) -> dict[str, Any]:
+    """What of a written configuration shapes the trajectory, by key."""
+    try:
+        return {key: value for key, value in tomllib.loads(text).items() if key not in FREE}
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{where} is no TOML: {error}; expected the configuration of a run.") from None
 
 
-def fingerprint(assembly: Assembly) -> dict[str, object]:
+def fingerprint(assembly: Assembly) -> Mapping[str, object]:
     """What must be equal for a checkpoint to fit: everything that shapes the trajectory, nothing that does not."""
-    free = {"out", "resume", "overwrite", "threads", "device", "precision", "save_every", "engine", "recipe"}
-    lines = (line.partition(" = ") for line in to_toml(assembly.config).splitlines() if " = " in line)
-    return {key: value for key, _, value in lines if key not in free}
+    return settings(to_toml(assembly.config)) | {"train_samples": len(assembly.data.train)}
 
 
 def environment(assembly: Assembly) -> dict[str, object]:
@@ -152,16 +225,26 @@ def environment(assembly: Assembly) -> dict[str, object]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return f"{models[0].partition(': ')[2]} x{len(models)}"
+    except (OSError, IndexError):
+        return "cpu"
+
+
 def commit() -> str:
     """The commit of the checkout this package runs from, with `+` if it has uncommitted changes, or the version."""
-    here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        here = Path(__file__)
+        done = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the repository around an installed package
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
-        from importlib.metadata import version
-
-        return f"v{version('sidestep')}"
+        return f"v{__version__}"

@@ -1,0 +1,226 @@
+"""Every bad input is one line with what was got, what was expected and the next move; nothing is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import sidestep as ss
+from sidestep import cli
+from sidestep.data.cache import decoded
+from sidestep.errors import DataError, UsageError
+from tests.conftest import CLASSES, small_net, some_batch
+from tests.data.make import parquet_folder, pictures, png, table
+from tests.data.test_sources import Pairs
+from tests.test_train import contents
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTEP_CACHE", str(tmp_path / "cache"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *says: str) -> None:
+    """The command ends with this code and one line of error, after the log if there is one."""
+    assert cli.main(line) == code
+    out, err = capsys.readouterr()
+    *log, error = err.splitlines()
+    assert out == ""
+    assert error.startswith("sidestep: error: ")
+    assert all(row.startswith("sidestep: ") and "error" not in row for row in log)
+    for words in says:
+        assert words in error
+
+
+# ---------------------------------------------------------------------- words and values, found before any work
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train sidd", "unknown method 'sidd'; did you mean 'sid'?"),
+        ("train sid --model resnet21", "unknown model 'resnet21'; did you mean 'resnet20'?"),
+        ("train sid --data nowhere", "unknown data set 'nowhere'; expected"),
+        ("train sid --alhpa 0.5", "unknown flag '--alhpa'; did you mean '--alpha'?"),
+        ("train sid --set model.dept=3", "unknown key 'model.dept'; did you mean 'model.depth'?"),
+        ("train sid --alpha 0", "got alpha=0.0, expected values in (0, 1]; alpha=1 is plain local cross-entropy."),
+        ("train sid --alpha 1.5", "got alpha=1.5, expected values in (0, 1]"),
+        ("train sid --alpha nan", "got alpha=nan, expected values in (0, 1]"),
+        ("train sid --alpha 0.5,0.5", "got 2 values of alpha='0.5,0.5' for 4 blocks; give one, or one per block."),
+        ("train sid --direction paper", "infinite for one-hot targets; give label_smoothing > 0, such as 0.1."),
+        ("train sid --blocks 9", "blocks=9, but Chained can be cut into at most 8"),
+        ("train sid --blocks 0", "got blocks=0, expected an integer of at least 1"),
+        ("train sid --blocks 3 --at layer3,layer3", "at=layer3,layer3 is not in the model's order, which is layer0, "),
+        ("train sid --blocks 2 --at layer0", "block 0 (no unit) would have no parameters when cut at layer0"),
+        ("train sid --blocks 2 --at layer33", "unknown cut point 'layer33'; did you mean 'layer3'?"),
+        ("train sid --at layer3", "at=layer3 makes 2 blocks, but blocks=4; give as many names as blocks less one."),
+        ("train sid --accumulate 3", "got batch_size=64 and accumulate=3, expected a batch of equal micro-batches"),
+        ("train sid --augment crop,flop", "unknown augmentation 'flop'; did you mean 'flip'?"),
+        ("train sid --device cpuu", "unknown device 'cpuu'; expected auto, cpu or cuda."),
+        ("compare sid --set sid.alpha=2", "got alpha=2.0, expected values in (0, 1]"),
+    ],
+)
+def test_a_word_or_value_that_cannot_be_is_2_and_leaves_nothing(
+    line: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, [*line.split(), "--out", str(tmp_path / "run")], 2, says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_a_file_is_2_and_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "exp.toml"
+    file.write_text("[sid]\nalpa = 0.5\n")
+    line = ["train", "sid", "--config", str(file), "--out", str(tmp_path / "run")]
+    refused(capsys, line, 2, f"{file}: unknown key 'sid.alpa'; did you mean 'sid.alpha'?")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------- data that is bad inside
+
+
+def images(n: int) -> list[bytes]:
+    return [png(p) for p in pictures(n, (8, 8))]
+
+
+def bad_label(root: Path) -> None:
+    pq.write_table(table(images(4), [0, 1, -100, 3]), root / "train.parquet")
+
+
+def truncated(root: Path) -> None:
+    whole = (root / "train.parquet").read_bytes()
+    (root / "train.parquet").write_bytes(whole[: len(whole) // 2])
+
+
+def corrupt_image(root: Path) -> None:
+    pq.write_table(table([*images(3), images(1)[0][:-30]], [0, 1, 2, 3]), root / "test.parquet")
+
+
+def no_rows(root: Path) -> None:
+    pq.write_table(table([], []), root / "train.parquet")
+
+
+def one_row(root: Path) -> None:
+    pq.write_table(table(images(1), [0]), root / "train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (bad_label, "shapes, train: sample 2 has label -100; expected 0..3; correct or drop it."),
+        (truncated, "train.parquet cannot be read"),
+        (corrupt_image, "test.parquet, row 3: the image cannot be decoded"),
+        (no_rows, "train.parquet has no rows; expected at least 2 samples."),
+        (one_row, "shapes, train has 1 sample; expected at least 2; add more."),
+        (lambda root: (root / "test.parquet").unlink(), "test.parquet is missing; expected train.parquet and test"),
+        (
+            lambda root: None,
+            "got 36 training samples, expected at least one batch of 128; use a batch size of at most 36",
+        ),
+    ],
+)
+def test_bad_data_is_1_and_costs_the_run_in_the_folder_nothing(
+    spoil: Callable[[Path], None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = parquet_folder(tmp_path / "shapes")
+    spoil(root)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.toml").write_text('method = "sid"\n')
+    (out / "summary.json").write_text("{}")
+    before = contents(out)
+    line = ["train", "sid", "--model", "mlp", "--data", str(root), "--out", str(out), "--overwrite"]
+    refused(capsys, line, 1, says)
+    assert contents(out) == before
+
+
+def test_the_images_of_the_folder_above_are_good(tmp_path: Path) -> None:
+    """Guards the test above: what it spoils can be read."""
+    assert decoded(images(2), str).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("place", ["file", "below"])
+def test_a_folder_that_cannot_be_written_is_1(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    out = file if place == "file" else file / "run"
+    refused(capsys, ["train", "backprop", "--epochs", "1", "--out", str(out)], 1, str(out))
+    assert file.read_text() == "mine"
+
+
+# ---------------------------------------------------------------------- fit, and the network it was given
+
+
+X, Y = some_batch(size=200)
+
+
+def with_value(value: float) -> Tensor:
+    x = X.clone()
+    x[57, 1, 3, 3] = value
+    return x
+
+
+def with_label(label: int) -> Tensor:
+    y = Y.clone()
+    y[57] = label
+    return y
+
+
+FIT: list[tuple[type[ValueError], str, dict[str, Any]]] = [
+    (DataError, "sample 57 has label -100; expected 0..4; correct or drop it.", {"train_set": (X, with_label(-100))}),
+    (DataError, "sample 57 has label 5; expected 0..4", {"train_set": (X, with_label(5)), "num_classes": CLASSES}),
+    (DataError, "sample 57 has label 7; expected 0..4", {"val_set": (X, with_label(7))}),
+    (DataError, "sample 57 holds NaN or Inf; expected finite values", {"train_set": (with_value(torch.nan), Y)}),
+    (DataError, "sample 57 holds NaN or Inf", {"train_set": TensorDataset(with_value(-torch.inf), Y)}),
+    (DataError, "sample 57 holds NaN or Inf", {"test_set": (with_value(torch.inf), Y)}),
+    (DataError, "has 0 samples; expected at least 2", {"train_set": (X[:0], Y[:0])}),
+    (DataError, "has 1 sample; expected at least 2", {"train_set": Pairs([(X[0], 1)])}),
+    (DataError, "got 18 training samples, expected at least one batch", {"train_set": (X[:20], Y[:20])}),
+    (DataError, "expected one integer for each of 200 samples", {"train_set": (X, Y[:100])}),
+    (UsageError, "the network answers with shape (5,), expected (6,) logits", {"train_set": (X, with_label(5))}),
+    (UsageError, "val_set has samples of shape (2, 4, 4), expected (2, 8, 8)", {"val_set": (X[:, :, :4, :4], Y)}),
+    (UsageError, "data of type str; expected a Dataset of (x, y), a pair of tensors", {"train_set": "mnist"}),
+    (UsageError, "unknown key 'learning_rate'", {"learning_rate": 0.1}),
+    (UsageError, "got method=<class", {"method": ss.SID}),
+    (UsageError, "got select=best without validation samples", {"val_fraction": 0.0, "select": "best"}),
+    (UsageError, "blocks=9, but Sequential can be cut into at most", {"blocks": 9}),
+    (UsageError, "crop, flip, randaugment and cutout are for uint8 images", {"augment": "crop"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "says", "changed"), FIT)
+def test_a_refused_fit_leaves_the_network_as_it_was(
+    kind: type[ValueError], says: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Parameters, BatchNorm's running statistics, and which modules train."""
+    model = small_net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    given: dict[str, Any] = {"method": ss.SID(), "train_set": (X, Y), "epochs": 1, "out": tmp_path / "run"} | changed
+    with pytest.raises(kind) as error:
+        ss.fit(model, **given)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_sample_that_only_shows_when_it_is_fetched_ends_training_before_its_step() -> None:
+    items = [(x, int(y)) for x, y in zip(with_value(torch.nan), Y, strict=True)]
+    model = small_net()
+    with pytest.raises(DataError, match="sample 57 holds NaN or Inf; expected finite values"):
+        ss.fit(model, ss.LocalCE(), Pairs(items), blocks=2, epochs=1, batch_size=50, quiet=True)
+    assert all(bool(v.isfinite().all()) for v in model.state_dict().values())
+
+
+def test_a_network_whose_blocks_share_a_parameter_is_refused() -> None:
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 16), shared, nn.Tanh(), shared, nn.Linear(16, CLASSES))
+    with pytest.raises(UsageError, match="weight"):
+        ss.fit(model, ss.SID(), (X, Y), blocks=3, epochs=1, quiet=True)

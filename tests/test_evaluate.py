@@ -1,0 +1,180 @@
+"""`sidestep evaluate`: a finished run's numbers again, and SID's belief curves with their identity."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sidestep import cli
+from sidestep.data.samples import Samples
+from sidestep.evaluate import IDENTITY_TOLERANCE, MEASURES, block_table, evaluate
+from sidestep.run import load_run
+from tests.test_train import contents, trained
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """bf16 where the machine has it, as by default."""
+    root = tmp_path_factory.mktemp("runs")
+    options = {
+        "code": {"sid.alpha": "linear:1:0.3"},
+        "paper": {"sid.direction": "paper", "sid.label_smoothing": "0.1"},
+        "noisy": {"label_noise": "0.3"},
+    }
+    for name, own in options.items():
+        trained("sid", root / name, precision="auto", **own)
+    trained("backprop", root / "backprop", precision="auto")
+    return {name: root / name for name in (*options, "backprop")}
+
+
+def evaluated(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--json", *more]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.parametrize("name", ["code", "paper", "noisy", "backprop"])
+def test_it_reproduces_the_summary_exactly_and_changes_nothing(
+    name: str, finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished[name]
+    before = contents(run)
+    found = evaluated(run, capsys, "--descent")
+    summary = json.loads((run / "summary.json").read_text())
+    keys = {f"{kind}test_{m}" for kind in ("", "block_") for m in MEASURES} | {"method", "model", "data", "selected"}
+    assert {k: found[k] for k in keys} == {k: summary[k] for k in keys}
+    assert found["descent"] == summary.get("descent")
+    assert contents(run) == before
+
+
+def test_the_measures_are_those_of_the_definition(finished: dict[str, Path]) -> None:
+    """Accuracy, NLL and Brier score of the last block from its probabilities, sample by sample in float64."""
+    run = load_run(finished["backprop"])
+    assembly = run.assembly
+    test = assembly.data.test
+    assert isinstance(test, Samples)
+    p, y = run.predict(test.x).double(), test.y
+    assert run.summary["test_accuracy"] == float((p.argmax(-1) == y).double().mean())
+    # float32 softmax against the float64 log-softmax of the logits.
+    assert run.summary["test_nll"] == pytest.approx(float(-p.gather(1, y[:, None]).log().mean()), rel=1e-5)
+    assert run.summary["test_brier"] == pytest.approx(float((p - F.one_hot(y, 10)).square().sum(-1).mean()), rel=1e-5)
+    assert run.summary["block_test_accuracy"] == [None, None, None, run.summary["test_accuracy"]]
+
+
+# ---------------------------------------------------------------------- belief curves
+
+
+@pytest.mark.parametrize("name", ["code", "paper", "noisy"])
+def test_the_identity_holds_on_every_sample(
+    name: str, finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """D_K = D_0 - sum (1-a)/a C + sum e/a.  `identity` is its largest violation over the samples, in float64: some
+    1e-16 of the largest term, so 1e-9 of the terms' size is float tolerance with room for confident beliefs.  The
+    means obey it too."""
+    descent = evaluated(finished[name], capsys, "--descent")["descent"]
+    scale = max(1.0, *descent["D"], *descent["C"])
+    assert descent["identity"] < IDENTITY_TOLERANCE * scale
+    alpha = {"code": [1 - 0.7 * i / 3 for i in range(4)]}.get(name, [0.5] * 4)
+    moved = sum((1 - a) / a * c for a, c in zip(alpha, descent["C"], strict=True))
+    slack = sum(e / a for a, e in zip(alpha, descent["e"], strict=True))
+    assert descent["D"][-1] == pytest.approx(descent["D"][0] - moved + slack, abs=IDENTITY_TOLERANCE * scale)
+    assert descent["samples"] == 359
+
+
+def test_what_theory_predicts_stands_beside_what_was_measured(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """T5 for one-hot P, code: p_i gives the label (1 - r_i) + r_i / C, so that D_i = -log of it."""
+    descent = evaluated(finished["noisy"], capsys, "--descent")["descent"]
+    # With labels redrawn at rate 0.3 the true P(y|x) has 0.73 at the clean label and 0.03 elsewhere.
+    for i, found in enumerate(descent["D_population"][1:], 1):
+        r = 0.5**i
+        assert found == pytest.approx(-math.log((1 - r) * (0.7 + 0.03) + r / 10), abs=1e-12)
+    assert len(descent["D_population"]) == len(descent["D"]) == 5
+    code = evaluated(finished["code"], capsys, "--descent")["descent"]
+    assert code["D_population"][1:] == [0.0] * 4  # the first alpha is 1: every r_i is 0
+    assert code["D"][0] == pytest.approx(math.log(10), abs=1e-6)  # p_0 is a float32
+
+
+def test_the_table_is_80_columns_wide_and_shows_measured_beside_predicted(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished["paper"]
+    assert cli.main(["evaluate", str(run), "--descent"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == [
+        *["block", "acc", "%", "NLL", "Brier", "ECE"],
+        *["D", "D", "(T5)", "C", "e", "e", ">", "0", "%"],
+    ]
+    summary = json.loads((run / "summary.json").read_text())
+    descent = summary["descent"]
+    for i, line in enumerate(lines[2:6]):
+        values = [100 * summary["block_test_accuracy"][i], *(summary[f"block_test_{m}"][i] for m in MEASURES[1:])]
+        values += [descent[k][i + 1] for k in ("D", "D_population")] + [descent[k][i] for k in ("C", "e")]
+        shown = [float(word) for word in line.split()]
+        assert shown == pytest.approx([i + 1, *values, 100 * descent["e_positive"][i]], abs=0.006)
+    assert any("identity holds: off by" in line for line in lines)
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert "(T5)" not in capsys.readouterr().out
+
+
+def test_an_identity_that_is_broken_is_said_to_be(finished: dict[str, Path]) -> None:
+    summary = json.loads((finished["code"] / "summary.json").read_text())
+    summary["descent"]["identity"] = 1e-6
+    assert "identity DOES NOT HOLD" in block_table(summary)
+
+
+def test_a_method_without_such_a_theory_has_no_curves(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(finished["backprop"], capsys, "--descent")
+    assert found["descent"] is None
+    assert cli.main(["evaluate", str(finished["backprop"]), "--descent"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(no read-out)") == 3 and "T5" not in out
+
+
+def test_evaluating_leaves_the_parameters_alone(finished: dict[str, Path]) -> None:
+    run = load_run(finished["code"])
+    before = {k: v.clone() for k, v in run.assembly.engine.state_dict().items()}
+    assert run.assembly.data.val is not None
+    first = evaluate(run.assembly, run.assembly.data.val)
+    assert evaluate(run.assembly, run.assembly.data.val) == first
+    best: Any = run.history[int(str(run.summary["selected"]).split()[4]) - 1]
+    assert first == best["val"]
+    assert all(torch.equal(before[k], v) for k, v in run.assembly.engine.state_dict().items())
+
+
+# ---------------------------------------------------------------------- what is no finished run
+
+
+def test_what_is_no_finished_run_is_refused(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(run: Path, says: str) -> None:
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(run)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("sidestep: error: ") and says in line
+
+    refused(tmp_path / "nowhere", "holds no finished run (no summary.json); finish it with")
+    run = shutil.copytree(finished["code"], tmp_path / "run")
+    (selected,) = list((run / "checkpoints").glob("selected-*"))[-1:]
+    for path in (run / "checkpoints").glob("selected-*/blocks.1.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    refused(run, "blocks.1.safetensors is damaged: got SHA-256")
+    shutil.rmtree(selected.parent)
+    refused(run, "holds no selected parameters; run the training again.")
+    (run / "config.toml").write_text("epochs = \n")
+    refused(run, "config.toml is no TOML")
