@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sidestep.compare import compare
+    from sidestep.api import compare, fit
     from sidestep.core.cut import CutPlan, cut
     from sidestep.core.task import Task
     from sidestep.engines.streaming import Streaming
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from sidestep.methods.local_ce import LocalCE
     from sidestep.methods.sid import SID
     from sidestep.run import Run, load_run
-    from sidestep.train import fit
 
 # Imported when first used: `import sidestep` alone costs nothing, and the command line answers before torch is loaded.
 _WHERE = {
@@ -36,9 +33,9 @@ _WHERE = {
     "Task": "core.task",
     "UpdateRule": "engines.update",
     "audit": "measure.isolation:measure",
-    "compare": "compare",
+    "compare": "api",
     "cut": "core.cut",
-    "fit": "train",
+    "fit": "api",
     "load_run": "run",
 }
 
@@ -59,17 +56,6 @@ __all__ = [
     "fit",
     "load_run",
 ]
-
-
-class _Package(ModuleType):
-    """Importing the module `sidestep.compare` must not hide the function that is promised under that name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -16,6 +16,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.keys import global_rng, key
 from sidestep.core.method import Method
 from sidestep.core.task import Task
+from sidestep.core.units import evaluating
 from sidestep.data.augment import parse
 from sidestep.data.order import Batches, eval_batches
 from sidestep.data.samples import Source
@@ -167,8 +168,8 @@ def assemble(
             channels, height, width = data.train.shape
             model = models.build(config.model, (channels, height, width), task.num_classes, **config.model_options)
         place(model, device, images)
-        check_classes(model, task)
         chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
+    check_classes(model, task)
     for _, module in chain.parts():
         place(module, device, images)
     resolved = replace(
@@ -199,13 +200,10 @@ def place(module: nn.Module, device: torch.device, images: bool) -> None:
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-@torch.no_grad()
 def check_classes(model: nn.Module, task: Task) -> None:
     """Refuse a network whose answer has not one logit a class."""
-    mode = model.training
-    model.eval()
-    out: Tensor = model(task.sample)
-    model.train(mode)
+    with torch.no_grad(), evaluating(model):
+        out: Tensor = model(task.sample)
     if out.shape != (len(task.sample), task.num_classes):
         raise UsageError(
             f"the network answers with shape {tuple(out.shape[1:])}, expected ({task.num_classes},) logits for the "

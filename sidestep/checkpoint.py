@@ -10,14 +10,11 @@ Beside them, the same care for a run's other files: JSON and text replaced as a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sidestep.errors import DataError, UsageError
+from sidestep.files import only_writer, sync_folder, write_synced
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -79,7 +77,7 @@ def save(
         raise UsageError(f"got keep={keep}, expected 2 or more: the one before must outlive the one being written.")
     folder.mkdir(parents=True, exist_ok=True)
     final, aside = folder / f"{prefix}-{step}", folder / f"{ASIDE}{prefix}-{step}"
-    with _only_writer(folder):
+    with only_writer(folder):
         for left in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(left)
         if final.exists() and _passes(_read, final):
@@ -90,7 +88,7 @@ def save(
             for name, tensors in _by_file(state).items():
                 data = safetensors.torch.save({key: _plain(tensor) for key, tensor in tensors.items()})
                 files[name] = hashlib.sha256(data).hexdigest()
-                _write(aside / name, data)
+                write_synced(aside / name, data)
             manifest = {
                 "format": FORMAT,
                 "step": step,
@@ -99,15 +97,15 @@ def save(
                 "extra": dict(extra),
                 "files": files,
             }
-            _write(aside / MANIFEST, _sealed(_as_read(manifest)))
-            _sync(aside)
+            write_synced(aside / MANIFEST, _sealed(_as_read(manifest)))
+            sync_folder(aside)
             if final.exists():
                 _discard(final)
             os.rename(aside, final)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _sync(folder)
+        sync_folder(folder)
         others = [path for path in _numbered(folder, prefix) if path != final and _passes(_manifest, path, DataError)]
         for old in others[keep - 1 :]:
             _discard(old)
@@ -138,44 +136,11 @@ def _sealed(body: Mapping[str, object]) -> bytes:
     return (json.dumps({**body, "sha256": seal}, indent=2) + "\n").encode()
 
 
-@contextmanager
-def _only_writer(folder: Path) -> Generator[None]:
-    """Whoever holds the lock knows that all leftovers are of dead writers: the system drops a dead process's locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"{folder} is being written by another process, expected one run per folder; stop it or use another."
-            ) from error
-        except OSError:
-            pass  # some network file systems know no locks; a run has one writer all the same
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _discard(checkpoint: Path) -> None:
     """Delete so that a kill half-way leaves a leftover to clean up, never a checkpoint with files missing."""
     aside = checkpoint.with_name(f"{ASIDE}old-{checkpoint.name}")
     os.rename(checkpoint, aside)
     shutil.rmtree(aside)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -287,69 +252,3 @@ def _passes(test: Callable[[Path], object], path: Path, fails: type[DataError] =
     except fails:
         return False
     return True
-
-
-# -------------------------------------------------------------------------------------------------- a run's other files
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one."""
-    aside = path.with_name(f".{path.name}.aside")
-    try:
-        _write(aside, data)
-        os.rename(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """`write_bytes_atomic` of UTF-8 text."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a file by this value as strict JSON, as a whole."""
-    write_text_atomic(path, strict_json(value, indent=2) + "\n")
-
-
-def strict_json(value: object, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinities, for which JSON has no word, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
-    """Add one line.  It outlives the process; not synced, so the machine's own death may cost the last lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(strict_json(row) + "\n")
-
-
-def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> None:
-    """Drop the rows that `keep` refuses, and a last line torn by a crash; no file is no rows.
-
-    Raises DataError for any other line that is not a JSON object.
-    """
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines()
-    kept: list[bytes] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            if keep(row):
-                kept.append(line + b"\n")
-        elif number < len(lines):
-            raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
-    write_bytes_atomic(path, b"".join(kept))

@@ -71,7 +71,7 @@ def compare(args: Args) -> Result:
 
     for method in methods:
         make(method, 0)  # a setting that one of them refuses is found before any work
-    from sidestep.compare import run
+    from sidestep.comparison import run
 
     return run(methods, make, args.seeds, first.out, resume=first.resume, overwrite=first.overwrite)
 
@@ -293,7 +293,7 @@ def dispatch(argv: list[str]) -> int:
 
 def record(path: Path, argv: list[str], result: Result) -> None:
     """Append a result with the command that gave it: a row that can be quoted, and checked."""
-    from sidestep.checkpoint import append_jsonl
+    from sidestep.files import append_jsonl
     from sidestep.run import commit
 
     command = shlex.join(["sidestep", *argv]).replace(f" --record {shlex.quote(str(path))}", "")

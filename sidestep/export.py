@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from sidestep.assemble import Assembly
-from sidestep.checkpoint import write_bytes_atomic, write_text_atomic
+from sidestep.files import write_bytes_atomic, write_text_atomic
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidestep import __version__, checkpoint
+from sidestep import __version__, checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, PLACE, TrainConfig, from_toml, to_toml
 from sidestep.core.block import Chain
@@ -128,7 +128,7 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
     folder = config.out
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint._only_writer(folder):  # pyright: ignore[reportPrivateUsage]
+    with files.only_writer(folder):
         if config.overwrite and (folder / CONFIG).exists():
             for name in (CONFIG, METRICS, SUMMARY, REPORT, "audit.json", "costs.json", "examples.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def rewind(folder: Path, step: int) -> None:
         kind, _, number = path.name.rpartition("-")
         if kind in ("step", "selected") and number.isdecimal() and int(number) > step:
             shutil.rmtree(path)
-    checkpoint.truncate_jsonl(folder / METRICS, lambda row: row["step"] in range(step + 1))
+    files.truncate_jsonl(folder / METRICS, lambda row: row["step"] in range(step + 1))
 
 
 def read_history(folder: Path) -> list[dict[str, object]]:

@@ -8,33 +8,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sidestep import checkpoint
-from sidestep.assemble import Assembly, Data, assemble
-from sidestep.config import CONFIG, TrainConfig, resolve, to_toml
-from sidestep.core.method import Method
-from sidestep.data.samples import Samples, Source
-from sidestep.data.sources import as_source, channel_stats
-from sidestep.data.splits import stratified_split
+from sidestep import checkpoint, files
+from sidestep.assemble import Assembly, assemble
+from sidestep.config import CONFIG, TrainConfig, to_toml
 from sidestep.errors import DataError, UsageError
 from sidestep.evaluate import MEASURES, evaluate, last, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
 from sidestep.progress import Progress
 from sidestep.run import (
-    CUSTOM,
     METRICS,
     REPORT,
     SUMMARY,
-    Run,
     commit,
     device_name,
     enter,
@@ -42,7 +36,6 @@ from sidestep.run import (
     fingerprint,
     open_folder,
     read_history,
-    restored,
     rewind,
     to_parts,
     use,
@@ -122,21 +115,22 @@ class Trainer:
             self.timed = (self.timed[0] + time.perf_counter() - began, self.timed[1] + self.engine.steps - first)
 
     def end_epoch(self, epoch: int) -> None:
-        """Judge on the validation split, note it, and remember the parameters if none were better."""
+        """Judge on the validation split, note it, and remember the parameters if none were better before."""
         loss = [None if math.isnan(v) else v for v in (self.loss_sum / self.assembly.batches.steps_per_epoch).tolist()]
         self.loss_sum.zero_()
         row: dict[str, object] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
         if self.assembly.data.val is not None:
             row["val"] = measured = evaluate(self.assembly, self.assembly.data.val)
             accuracy = last(measured, "accuracy")
-            if self.best is None or accuracy > self.best[0]:
+            # A tie goes to the later epoch: where validation saturates, the rate was still high at the first.
+            if self.best is None or accuracy >= self.best[0]:
                 self.best = (accuracy, self.engine.steps)
                 self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
             self.progress.note(f"epoch {epoch}: validation accuracy {100 * accuracy:.2f} %")
         self.history.append(row)
         if self.folder:
-            checkpoint.append_jsonl(self.folder / METRICS, row)
+            files.append_jsonl(self.folder / METRICS, row)
 
     def check_finite(self) -> None:
         """Refuse to go on, or to save, once a loss or a parameter is infinite or NaN.
@@ -183,7 +177,7 @@ class Trainer:
             rewind(folder, self.engine.steps)
             self.history = read_history(folder)
             kept = replace(self.config, out=None, resume=None, overwrite=False)
-            checkpoint.write_text_atomic(folder / CONFIG, to_toml(kept))
+            files.write_text_atomic(folder / CONFIG, to_toml(kept))
             yield
 
     def load(self, start: Path) -> None:
@@ -199,19 +193,7 @@ class Trainer:
             self.best = tuple(extra["best"])
             self.best_state, _ = checkpoint.load(start.with_name(f"selected-{extra['best'][1]}"))
         self.loss_sum.copy_(state.pop("progress/loss_sum"))
-        self.engine.load_state_dict(self.laid_out(state))
-
-    def laid_out(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Optimizer state in its parameter's memory format: fused kernels take equal strides for granted."""
-        like = dict(self.assembly.chain.named_parameters())
-
-        def one(key: str, value: Tensor) -> Tensor:
-            part, _, rest = key.partition("/optim/")
-            if not rest or not value.dim():
-                return value
-            return torch.empty_like(like[f"{part}.{rest.rpartition('/')[0]}"], dtype=value.dtype).copy_(value)
-
-        return {key: one(key, value) for key, value in state.items()}
+        self.engine.load_state_dict(state)
 
     # ------------------------------------------------------------------- the end
 
@@ -253,7 +235,7 @@ class Trainer:
         summary = self.summary()
         if data.test is not None:
             measured = evaluate(assembly, data.test, noise=self.config.label_noise)
-            summary |= {f"test_{m}": last(measured, m) for m in MEASURES}
+            summary |= {"test_samples": len(data.test)} | {f"test_{m}": last(measured, m) for m in MEASURES}
             summary |= {f"block_test_{m}": measured[m] for m in MEASURES}
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
@@ -276,7 +258,7 @@ class Trainer:
             write_model(assembly, summary, self.folder / "model")
             write_evidence(assembly, self.folder, costs=costs)
             # After all else: a folder with a summary is a finished run.
-            checkpoint.write_json(self.folder / SUMMARY, summary)
+            files.write_json(self.folder / SUMMARY, summary)
             write_page(self.folder)
         return summary
 
@@ -345,75 +327,3 @@ def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
                 raise SystemExit(128 + stopped.number) from None
             summary = trainer.finish(costs=costs)
     return summary | {"text": summary_text(summary, folder)}
-
-
-def fit(
-    model: nn.Module,
-    method: Method,
-    train_set: object,
-    val_set: object = None,
-    test_set: object = None,
-    *,
-    blocks: int = 4,
-    epochs: int = 10,
-    num_classes: int | None = None,
-    out: str | Path | None = None,
-    quiet: bool = False,
-    **settings: object,
-) -> Run:
-    """Train any chain-shaped network with any method; returns a Run.
-
-    train_set, val_set, test_set: a Dataset of (x, y), a pair of tensors, or a `datasets.Dataset`.  Without a val_set a
-    tenth of the training samples is held out, stratified, where they are held as tensors; else the last epoch counts.
-    num_classes: by default what the training set names, or one more than its largest label.  settings: any key of the
-    command line (`lr`, `batch_size`, `optimizer`, `augment`, `precision`, `resume`, ...).
-
-    The network is trained in place, and ends with the parameters that validation chose; `run.model` is what inference
-    needs, which a method may have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and
-    leaves the test set unread.  With `out` the run leaves the same folder as `sidestep train`, and can be resumed by
-    the same call with resume="last".
-
-    Raises ValueError for settings or data that do not fit, before the network is touched; a bad sample that only shows
-    when a Dataset fetches it ends training before its step.
-    """
-    if not isinstance(method, Method):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"got method={method!r}, expected a method such as ss.SID(alpha=0.5).")
-    own = {"blocks": blocks, "epochs": epochs, "data": CUSTOM, "model": type(model).__name__, "out": out}
-    config = resolve(method, settings | own, custom=True)
-    data = custom_data(train_set, val_set, test_set, num_classes, config)
-    if data.val is None and "select" not in settings:
-        config = replace(config, select="last")
-    start = None
-    if config.out is not None:
-        config, start = enter(config)
-    assembly = assemble(config, data=data, model=model, method=method)
-    check_selection(assembly)
-    if config.out is not None and config.resume == "last" and (config.out / SUMMARY).exists():
-        return restored(assembly, config.out)
-    trainer = Trainer(assembly, quiet=quiet)
-    with trainer.begin(start) if config.out is not None else nullcontext():
-        try:
-            trainer.train()
-        except Stopped:
-            return Run(assembly, trainer.summary(), trainer.history, trainer.folder, interrupted=True)
-        return Run(assembly, trainer.finish(), trainer.history, trainer.folder)
-
-
-def custom_data(
-    train_set: object, val_set: object, test_set: object, num_classes: int | None, config: TrainConfig
-) -> Data:
-    """The user's own data; images in bytes are normalised by their training statistics, floats are left alone."""
-    train = as_source(train_set, num_classes)
-    others = [None if s is None else as_source(s, num_classes=train.num_classes) for s in (val_set, test_set)]
-    val: Source | None = others[0]
-    if val is None and isinstance(train, Samples) and config.val_fraction:
-        kept, held = stratified_split(train.y, config.val_fraction, config.seed)
-        if len(held):
-            train, val = train.take(kept), train.take(held)
-    for name, other in zip(("val_set", "test_set"), others, strict=True):
-        if other is not None and other.shape != train.shape:
-            raise UsageError(f"{name} has samples of shape {other.shape}, expected {train.shape} as in train_set.")
-    mean, std = (), ()
-    if isinstance(train, Samples) and train.x.dtype == torch.uint8:
-        mean, std = channel_stats(train.x)
-    return Data(train, val, others[1], mean, std)

@@ -22,20 +22,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidestep.checkpoint import (
-    MANIFEST,
-    Manifest,
-    append_jsonl,
-    check,
-    latest,
-    load,
-    save,
-    strict_json,
-    truncate_jsonl,
-    write_json,
-    write_text_atomic,
-)
+from sidestep.checkpoint import MANIFEST, Manifest, check, latest, load, save
 from sidestep.errors import DataError, UsageError
+from sidestep.files import append_jsonl, strict_json, truncate_jsonl, write_json, write_text_atomic
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),

@@ -142,7 +142,7 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench step sidd", "unknown method 'sidd'; did you mean 'sid'?"),
         (
             "bench memory --steps 3",
-            "--against and --steps are of sidestep bench step; leave them out of sidestep bench memory.",
+            "--against, --steps and --train are of sidestep bench step; leave them out of bench memory.",
         ),
         ("evaluate", "sidestep evaluate takes RUN, got none; see sidestep evaluate --help"),
         ("methods sid", "sidestep methods takes no words, got sid; see sidestep methods --help"),
@@ -208,7 +208,7 @@ def test_print_config_is_a_configuration_file_and_trains_nothing(
 
 
 def test_compare_puts_backprop_first_and_hands_one_recipe_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = seen(monkeypatch, "sidestep.compare")
+    calls = seen(monkeypatch, "sidestep.comparison")
     line = "compare sid local_ce sid --seeds 2 --seed 10 --epochs 4 --out runs/c --resume last --set sid.alpha=0.7"
     assert cli.main(line.split()) == 0
     (((methods, make, seeds, out), options),) = calls
@@ -224,7 +224,7 @@ def test_compare_puts_backprop_first_and_hands_one_recipe_to_each(monkeypatch: p
 
 
 def test_compare_refuses_a_bad_setting_of_any_method_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = seen(monkeypatch, "sidestep.compare")
+    calls = seen(monkeypatch, "sidestep.comparison")
     assert cli.main(["compare", "backprop", "sid", "--set", "sid.alpha=2"]) == 2
     assert calls == []
 
@@ -233,9 +233,14 @@ def test_bench_times_sid_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) 
     step, memory = seen(monkeypatch, "sidestep.bench.step"), seen(monkeypatch, "sidestep.bench.memory")
     cli.main(["bench", "step", "--alpha", "0.7", "--against", "reference", "--batch-size", "128"])
     cli.main(["bench", "step", "local_ce", "--steps", "3"])
+    cli.main(["bench", "step", "--against", "reference", "--train"])
     cli.main(["bench", "memory", "backprop", "--blocks", "2"])
-    assert step[0] == ((resolve("sid", {"sid.alpha": 0.7, "batch_size": 128}), "reference"), {"steps": 20})
-    assert step[1] == ((resolve("local_ce"), None), {"steps": 3})
+    assert step[0] == (
+        (resolve("sid", {"sid.alpha": 0.7, "batch_size": 128}), "reference"),
+        {"steps": 20, "train": False},
+    )
+    assert step[1] == ((resolve("local_ce"), None), {"steps": 3, "train": False})
+    assert step[2] == ((resolve("sid"), "reference"), {"steps": 20, "train": True})
     assert memory == [((resolve("backprop", {"blocks": 2}),), {})]
 
 
@@ -328,7 +333,7 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = ["train", "compare", "measure.describe", "measure.isolation", "bench.step", "evaluate", "report.build"]
+    modules = ["train", "comparison", "measure.describe", "measure.isolation", "bench.step", "evaluate", "report.build"]
     for module in modules:
         seen(monkeypatch, f"sidestep.{module}")
     assert cli.main(cli.COMMANDS[command].example.split()[1:]) == 0

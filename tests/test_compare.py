@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +188,3 @@ def test_a_function_makes_a_network_for_every_seed_the_same_for_every_method() -
 def test_it_has_no_folder_in_python() -> None:
     with pytest.raises(UsageError, match="`sidestep compare` keeps runs"):
         ss.compare(net(), [ss.LocalCE()], TRAIN, out="runs/x", **SETTINGS)
-
-
-def test_the_module_does_not_hide_the_function() -> None:
-    for _ in range(2):
-        import_module("sidestep.compare")
-        assert ss.compare is vars(sys.modules["sidestep.compare"])["compare"]

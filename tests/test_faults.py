@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from sidestep import checkpoint, cli
+from sidestep import checkpoint, cli, files
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, rows, trained, weights, words
 
@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_whole(
     Compared with a run that had room: parameters, every epoch's metrics, and the summary's numbers.
     """
     out = tmp_path / "run"
-    write, written = checkpoint._write, [0]
+    write, written = files.write_synced, [0]
 
     def full(path: Path, data: bytes) -> None:
         written[0] += 1
@@ -44,7 +44,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_whole(
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", full)
+        for module in (files, checkpoint):
+            patch.setattr(module, "write_synced", full)
         assert cli.main(["train", "sid", "--out", str(out), *words(SAVING)]) == 1
     *log, error = capsys.readouterr().err.splitlines()
     assert all(line.startswith("sidestep: ") for line in log)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import sidestep as ss
-from sidestep import checkpoint
+from sidestep import files
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
 from sidestep.core.emit import Emit
@@ -241,7 +241,7 @@ def test_with_out_it_leaves_the_folder_that_train_leaves(tmp_path: Path) -> None
     names = {path.name for path in tmp_path.iterdir()}
     contract = {"config.toml", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html"}
     assert names == contract | {"audit.json", "costs.json", "examples.json"}
-    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(checkpoint.strict_json(run.summary))
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(files.strict_json(run.summary))
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == run.history
     with pytest.raises(UsageError, match="holds a run"):
         fitted(method=ss.SID(), out=tmp_path)

@@ -140,3 +140,9 @@ def test_only_keys_touches_the_global_generators() -> None:
 )
 def test_the_search_for_global_randomness_finds_what_it_should(line: str, touches: bool) -> None:
     assert bool(GLOBAL_RANDOMNESS.search(line)) == touches
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    """Importing a module `sidestep.fit` would put it in the place of the function `sidestep.fit`."""
+    assert not [name for name in sidestep.__all__ if (ROOT / f"{name}.py").exists() or (ROOT / name).is_dir()]
+    assert all(callable(getattr(sidestep, name)) for name in sidestep.__all__)

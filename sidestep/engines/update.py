@@ -90,9 +90,12 @@ class Updater:
             for entry, value in state.items():
                 if entry.startswith("optim/"):
                     _, name, slot = entry.split("/")
-                    # Adam's step count stays where the optimizer made it; only what has the parameter's shape moves.
+                    # In the parameter's memory format, which fused kernels take for granted; Adam's step count, a
+                    # scalar, stays where the optimizer made it.
                     like = parameters[name] if value.dim() else value
-                    self.optimizer.state[parameters[name]][slot] = value.to(like.device, copy=True)
+                    self.optimizer.state[parameters[name]][slot] = torch.empty_like(like, dtype=value.dtype).copy_(
+                        value
+                    )
         if self.average is not None:
             self.average.n_averaged.copy_(state["ema/n_averaged"])
             averaged = {k[len("ema/") :]: v for k, v in state.items() if k.startswith("ema/")}

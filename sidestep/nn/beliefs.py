@@ -21,9 +21,9 @@ from .schedules import remainders
 Direction = Literal["code", "paper"]
 
 
-def uniform(batch: int, classes: int, device: torch.device) -> Tensor:
+def uniform(batch: int, classes: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """The log-belief p_0 that knows nothing, (B, C)."""
-    return torch.full((batch, classes), -math.log(classes), device=device)
+    return torch.full((batch, classes), -math.log(classes), device=device, dtype=dtype)
 
 
 def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, direction: Direction) -> Tensor:
@@ -58,7 +58,7 @@ def descent(t: Tensor, log_p: Sequence[Tensor], alpha: Sequence[float], directio
     slack `e` = L_i(p_i) - L_i(p_{i-1}) (K, B), and `identity` (1, B), the difference of the two sides of
     D_K = D_0 - sum_i (1-alpha_i)/alpha_i C_i + sum_i e_i/alpha_i, which is 0 for any beliefs whatever.
     """
-    beliefs = [uniform(t.shape[0], t.shape[1], t.device).to(t.dtype), *log_p]
+    beliefs = [uniform(t.shape[0], t.shape[1], t.device, t.dtype), *log_p]
     steps = list(pairwise(beliefs))
     far = torch.stack([distance(t, p, direction) for p in beliefs])
     moved = torch.stack([movement(before, here, direction) for before, here in steps])

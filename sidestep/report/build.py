@@ -7,8 +7,8 @@ from os.path import commonpath
 from pathlib import Path, PurePath
 from typing import Any
 
-from sidestep.checkpoint import write_text_atomic
 from sidestep.errors import UsageError
+from sidestep.files import write_text_atomic
 from sidestep.report import figures, tables, views
 from sidestep.report.read import Group, compared, find, grouped, read
 from sidestep.report.sections import sections

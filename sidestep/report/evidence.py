@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.assemble import Assembly
-from sidestep.checkpoint import write_json
 from sidestep.data.order import eval_batches
 from sidestep.data.sources import Samples
+from sidestep.files import write_json
 from sidestep.measure.cost import costs as measure_costs
 from sidestep.measure.isolation import audit
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import html
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from torch import nn
-
 from sidestep.assemble import assemble
-from sidestep.checkpoint import write_json
 from sidestep.config import CONFIG, TrainConfig
-from sidestep.core.keys import global_rng, key
-from sidestep.core.method import Method
 from sidestep.errors import UsageError
+from sidestep.files import write_json
 from sidestep.measure.cost import cost_rows, like
-from sidestep.methods import method_name
-from sidestep.methods.backprop import Backprop
 from sidestep.run import REPORT, enter
 
 COMPARISON = "compare.json"
@@ -117,67 +109,3 @@ def comparison_text(found: Mapping[str, Any]) -> str:
             + f"{row['ratio_to_backprop']:>9.2f}{row['peak_activation_mb']:>9.2f}{row['params'] / 1e6:>8.3f}M"
         )
     return "\n".join(lines)
-
-
-@dataclass
-class Comparison:
-    """What `compare` measured; shows itself as a table in a notebook."""
-
-    rows: list[dict[str, Any]]  # method, accuracy (mean), std (None for one seed), n, accuracies
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{row['method']:<22} {100 * row['accuracy']:.2f} %"
-            + (f" ± {100 * row['std']:.2f}" if row["std"] is not None else "")
-            for row in self.rows
-        )
-
-    def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><td>{html.escape(row['method'])}</td><td>{100 * row['accuracy']:.2f}</td>"
-            f"<td>{'' if row['std'] is None else format(100 * row['std'], '.2f')}</td><td>{row['n']}</td></tr>"
-            for row in self.rows
-        )
-        return f"<table><tr><th>method</th><th>accuracy %</th><th>sd</th><th>n</th></tr>{body}</table>"
-
-
-def compare(
-    model: nn.Module | Callable[[], nn.Module],
-    methods: Sequence[Method],
-    train_set: object,
-    val_set: object = None,
-    test_set: object = None,
-    *,
-    seeds: int = 3,
-    seed: int = 0,
-    **settings: Any,
-) -> Comparison:
-    """Train copies of one network with each method under the same settings; backprop is always in.
-
-    model: a network, copied with its parameters for every run, or a function that makes one, called under each seed.
-    seeds: how many runs of each method, seeded from `seed` on.  settings: as for `fit`, without `out`.
-    """
-    from sidestep.train import fit
-
-    if "out" in settings:
-        raise UsageError("got out, which compare has not, expected the settings of fit; `sidestep compare` keeps runs.")
-    chosen = list(methods)
-    if not any(type(m) is Backprop for m in chosen):
-        chosen.insert(0, Backprop())
-    found: list[dict[str, Any]] = []
-    for method in chosen:
-        values: list[float] = []
-        for s in range(seed, seed + seeds):
-            with global_rng(key(s, "init")):
-                network = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-            values.append(fit(network, method, train_set, val_set, test_set, seed=s, **settings).accuracy)
-        std = statistics.stdev(values) if seeds > 1 else None
-        row = {"method": label(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds}
-        found.append(row | {"accuracies": values})
-    return Comparison(found)
-
-
-def label(method: Method) -> str:
-    """A method's name, and in brackets what is not its default."""
-    changed = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
-    return method_name(method) + (f"({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else "")

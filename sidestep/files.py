@@ -1,0 +1,109 @@
+"""Files that survive a crash: replaced as a whole, flushed to the disk, written by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sidestep.errors import DataError
+
+
+@contextmanager
+def only_writer(folder: Path) -> Generator[None]:
+    """Whoever holds the lock knows that all leftovers are of dead writers: the system drops a dead process's locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder} is being written by another process, expected one run per folder; stop it or use another."
+            ) from error
+        except OSError:
+            pass  # some network file systems know no locks; a run has one writer all the same
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one."""
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        write_synced(aside, data)
+        os.rename(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_bytes_atomic` of UTF-8 text."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file by this value as strict JSON, as a whole."""
+    write_text_atomic(path, strict_json(value, indent=2) + "\n")
+
+
+def strict_json(value: object, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinities, for which JSON has no word, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
+    """Add one line.  It outlives the process; not synced, so the machine's own death may cost the last lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(strict_json(row) + "\n")
+
+
+def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> None:
+    """Drop the rows that `keep` refuses, and a last line torn by a crash; no file is no rows.
+
+    Raises DataError for any other line that is not a JSON object.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    kept: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            if keep(row):
+                kept.append(line + b"\n")
+        elif number < len(lines):
+            raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
+    write_bytes_atomic(path, b"".join(kept))
