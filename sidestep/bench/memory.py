@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -35,10 +35,25 @@ def run(config: TrainConfig) -> dict[str, Any]:
     base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")
     for row in rows:
         row["ratio"] = row["peak_activation_mb"] / base
-    parameters = sum(p.numel() * p.element_size() for _, p in assembly.chain.named_parameters()) / MB
-    found: dict[str, Any] = {"base": "plain backprop", "rows": rows, "parameters_mb": parameters}
-    found |= {"peak_rss_mb": peak_rss_mb()} | circumstances(assembly)
+    own = like(assembly, assembly.config.method)
+    own.engine.step(batch)
+    trained = [p for _, p in own.chain.named_parameters()]
+    optimizers = [u.optimizer for u in own.engine.updaters.values() if u.optimizer is not None]
+    state = [t for o in optimizers for slots in o.state.values() for t in slots.values() if isinstance(t, Tensor)]
+    found: dict[str, Any] = {
+        "base": "plain backprop",
+        "rows": rows,
+        "parameters_mb": megabytes(trained),
+        "gradients_mb": max(megabytes(module.parameters()) for _, module in own.chain.parts()),
+        "optimizer_mb": megabytes(state),
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    found |= circumstances(assembly)
     return found | {"text": memory_table(found)}
+
+
+def megabytes(tensors: Iterable[Tensor]) -> float:
+    return sum(t.numel() * t.element_size() for t in tensors) / MB
 
 
 def memory_table(found: Mapping[str, Any]) -> str:
@@ -48,5 +63,8 @@ def memory_table(found: Mapping[str, Any]) -> str:
         f"{'':<34}{'peak activations, MB':>22}{'of plain backprop':>20}",
     ]
     lines += [f"{r['name']:<34}{r['peak_activation_mb']:>22.3f}{r['ratio']:>20.3f}" for r in found["rows"]]
-    lines.append(f"parameters {found['parameters_mb']:.2f} MB, as much again for gradients; MB of 2**20 bytes")
+    lines.append(
+        f"beside them, MB of 2**20 bytes: parameters {found['parameters_mb']:.2f}, gradients of the largest part "
+        f"{found['gradients_mb']:.2f},\noptimizer state {found['optimizer_mb']:.2f}"
+    )
     return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""`sidestep bench step` and `bench memory`: what they compare is the same work, and the numbers add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sidestep.assemble import Assembly, assemble
+from sidestep.bench import memory, step
+from sidestep.config import resolve
+from sidestep.errors import UsageError
+from sidestep.measure.memory import MB
+
+
+def small(method: str = "local_ce", **flags: object) -> Assembly:
+    keys = {"model": "resmlp", "model.depth": 4, "model.width": 64, "batch_size": 32, "precision": "fp32"}
+    return assemble(resolve(method, keys | flags))
+
+
+def test_the_plain_baselines_do_the_engines_work() -> None:
+    """Two steps of plain backprop and of every checkpointing leave the parameters that the engine's program leaves."""
+    constant = {"schedule": "constant", "warmup": 0.0}
+    batches = [small().batches(s) for s in range(2)]
+    engine = small("backprop", **constant).engine
+    plains = step.plain_baselines(small("backprop", **constant))
+    assert {"plain backprop", "plain checkpointed/1", "plain checkpointed/2", "plain checkpointed/4"} < plains.keys()
+    for batch in batches:
+        engine.step(batch)
+        for plain in plains.values():
+            plain.step(batch)
+    expected = [p for _, p in engine.chain.named_parameters()]
+    for name, plain in plains.items():
+        if name != "plain deep supervision":
+            found = list(plain.network.parameters())
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), name
+
+
+def test_memory_counts_one_block_for_local_learning_and_all_for_backprop() -> None:
+    """Equal blocks: backprop's graph is the sum over blocks, local learning's peak one of them and its messages."""
+    found = memory.run(small("local_ce", blocks=4).config)
+    peak = {row["name"]: row["peak_activation_mb"] for row in found["rows"]}
+    assert peak["backprop (streaming)"] == pytest.approx(peak["plain backprop"], rel=1e-12)
+    assert peak["local_ce (streaming)"] < 0.4 * peak["plain backprop"]
+    parameters = sum(p.numel() for _, p in small("local_ce", blocks=4).chain.named_parameters())
+    assert found["parameters_mb"] == pytest.approx(4 * parameters / MB, rel=1e-12)
+    # Adam: two moments, and a step count of 4 bytes for each parameter tensor.
+    assert found["optimizer_mb"] == pytest.approx(2 * found["parameters_mb"], rel=0.02)
+    assert found["gradients_mb"] < 0.4 * found["parameters_mb"]
+
+
+def test_ratios_are_over_the_base_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scripted(candidates: dict[str, Any], **_: Any) -> dict[str, list[float]]:
+        return {name: [2.0, 8.0, 3.0] if name == "a" else [1.0, 2.0, 3.0] for name in candidates}
+
+    monkeypatch.setattr(step, "interleaved", scripted)
+    found = step.measured(small(), {"a": print, "base": print}, "base", 3)
+    row = found["rows"][0]
+    assert (row["step_ms"], row["ratio"]) == (3.0, 2.0)  # medians of 2, 8, 3 and of 2, 4, 1
+    assert row["samples_per_second"] == pytest.approx(32 / 0.003)
+
+
+def test_the_reference_is_sids_published_form_only() -> None:
+    with pytest.raises(UsageError, match="use sid with --form shared"):
+        step.run(small("sid").config, "reference")
+    with pytest.raises(UsageError, match="one alpha for all modules"):
+        step.run(small("sid", **{"sid.form": "shared", "sid.alpha": "linear:1:0.1"}).config, "reference")
+
+
+def test_the_reference_and_the_engine_learn_equally_well() -> None:
+    """Digits, four epochs, one seed: both far above chance, and within five points of each other."""
+    config = small("sid", **{"sid.form": "shared", "epochs": 4, "lr": 0.005}).config
+    trained = step.train_both(config, seeds=1)
+    (ours,), (theirs,) = trained["sidestep, fp32"], trained["reference, fp32"]
+    assert min(ours, theirs) > 0.6
+    assert abs(ours - theirs) < 0.05
