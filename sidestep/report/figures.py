@@ -140,7 +140,7 @@ def slack(alt: str, quantiles: np.ndarray, positive: np.ndarray) -> str:
 def dots(alt: str, accuracies: Sequence[tuple[str, Sequence[float]]]) -> str:
     """Every run's accuracy as a dot, one row a group, its mean as a bar.  accuracies: a label and fractions each."""
     with style(alt):
-        row = 0.36
+        row = 0.46
         figure, axes = panel(height=BOTTOM + 2 * TOP + row * len(accuracies), left=TOP)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -149,7 +149,7 @@ def dots(alt: str, accuracies: Sequence[tuple[str, Sequence[float]]]) -> str:
             axes.axhline(k, color=GRID, linewidth=0.6)
             axes.plot(percent, [k] * len(percent), "o", color=MUTED, markerfacecolor="none", markersize=5)
             axes.plot([np.mean(percent)], [k], "|", color=ACCENT, markersize=11, markeredgewidth=2.5)
-            axes.text(0, k - 0.22, label, transform=axes.get_yaxis_transform(), va="bottom")
+            axes.text(0, k - 0.16, label, transform=axes.get_yaxis_transform(), va="bottom")
         axes.set_ylim(len(accuracies) - 0.6, -0.9)
         axes.set_yticks([])
         axes.margins(x=0.08)
