@@ -51,10 +51,10 @@ class SID(Method):
     reference: ClassVar[str] = "arXiv:2510.03273"
     needs: ClassVar[str] = "any chain (trunk), or any model with a classifier at its end (shared)"
 
-    alpha: PerBlock = 0.5  # the paper's default; or one per block: 1,0.5,0.25 or linear:1:0.1
-    form: Literal["trunk", "shared"] = "trunk"
-    direction: Direction = "code"
-    label_smoothing: float = 0.0  # s, part of the target t
+    alpha: PerBlock = 0.5  # weight of the labels, for all blocks; or one per block: 1,0.5,0.25 or linear:1:0.1
+    form: Literal["trunk", "shared"] = "trunk"  # cut the network; or modules around one extractor, as published
+    direction: Direction = "code"  # of both divergences, the released code's or the paper's
+    label_smoothing: float = 0.0  # s, of the target t
     head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
     hidden: int = 256  # shared: hidden units of a belief module, as released
