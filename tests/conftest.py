@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sidestep.core.block import Chain
 from sidestep.core.method import Method
 from sidestep.core.task import Task
 from sidestep.engines.streaming import Streaming
@@ -16,29 +19,50 @@ from sidestep.methods.backprop import Backprop, BackpropCheckpointed
 from sidestep.methods.deep_supervision import DeepSupervision
 from sidestep.methods.local_ce import LocalCE
 from sidestep.methods.sid import SID
+from tests import naive
 
-CLASSES = 5
+CLASSES = naive.CLASSES
 BLOCKS = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method, and what the program says of it."""
+    """A method, what the program says of it, and its objective written from the paper."""
 
     id: str
     method: Method
     isolated: bool  # every block's loss reaches its own parameters only
+    naive: Callable[[Chain, Tensor, Tensor], Tensor]  # (chain, x, y) -> (), the sum of all objectives
 
+
+HALVES = [0.5, 0.25, 0.125]  # r_i at alpha = 0.5
 
 CASES = [
-    Case("backprop", Backprop(), isolated=False),
-    Case("backprop-smoothed", Backprop(label_smoothing=0.1), isolated=False),
-    Case("backprop_checkpointed", BackpropCheckpointed(), isolated=False),
-    Case("deep_supervision", DeepSupervision(label_smoothing="sid"), isolated=False),
-    Case("local_ce", LocalCE(label_smoothing=0.1), isolated=True),
-    Case("sid-trunk", SID(), isolated=True),
-    Case("sid-trunk-paper", SID(direction="paper", label_smoothing=0.1, alpha="linear:1:0.3"), isolated=True),
-    Case("sid-shared", SID(form="shared", alpha="1,0.5,0.25"), isolated=False),
+    Case("backprop", Backprop(), False, naive.backprop),
+    Case("backprop-smoothed", Backprop(label_smoothing=0.1), False, partial(naive.backprop, smoothing=0.1)),
+    Case("backprop_checkpointed", BackpropCheckpointed(), False, naive.backprop),
+    Case(
+        "deep_supervision",
+        DeepSupervision(label_smoothing="sid"),
+        False,
+        partial(naive.with_heads, smoothings=HALVES, isolated=False),
+    ),
+    Case(
+        "local_ce", LocalCE(label_smoothing=0.1), True, partial(naive.with_heads, smoothings=[0.1] * 3, isolated=True)
+    ),
+    Case("sid-trunk", SID(), True, partial(naive.sid, alphas=[0.5] * 3, direction="code", smoothing=0.0)),
+    Case(
+        "sid-trunk-paper",
+        SID(direction="paper", label_smoothing=0.1, alpha="linear:1:0.3"),
+        True,
+        partial(naive.sid, alphas=[1.0, 0.65, 0.3], direction="paper", smoothing=0.1),
+    ),
+    Case(
+        "sid-shared",
+        SID(form="shared", alpha="1,0.5,0.25"),
+        False,
+        partial(naive.sid, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
+    ),
 ]
 
 

@@ -25,6 +25,21 @@ def test_overfits_64_samples(case: Case) -> None:
     assert (last.argmax(-1) == y).float().mean() >= 0.98
 
 
+def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
+    """Gradients of every parameter against one plain autograd graph over the same network.
+
+    Tolerance: sums over classes, blocks and samples are taken in another order, some 1e-6 relative in float32.
+    """
+    engine = engine_for(case.method, small_net(dropout=0.0))
+    x, y = some_batch()
+    found = engine.gradients((x, y))
+    parameters = dict(engine.chain.named_parameters())
+    expected = torch.autograd.grad(case.naive(engine.chain, x, y), list(parameters.values()))
+    assert found.keys() == parameters.keys()
+    for (name, gradient), naive in zip(found.items(), expected, strict=True):
+        torch.testing.assert_close(gradient, naive, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_same_seed_same_bits(case: Case) -> None:
     states = []
     for _ in range(2):
