@@ -57,6 +57,7 @@ def fit(
     Raises ValueError for settings or data that do not fit, before the network is touched; a bad sample that only shows
     when a Dataset fetches it ends training before its step.
     """
+    # The type says so already; a name in quotes is what a caller without a checker passes.
     if not isinstance(method, Method):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"got method={method!r}, expected a method such as ss.SID(alpha=0.5).")
     own = {"blocks": blocks, "epochs": epochs, "data": CUSTOM, "model": type(model).__name__, "out": out}

@@ -101,6 +101,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # torch has no public question for what the CPU computes in.
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
     return "bf16" if fast else "fp32"
 
@@ -197,6 +198,7 @@ def assemble(
 def place(module: nn.Module, device: torch.device, images: bool) -> None:
     module.to(device)
     if images:
+        # torch's stubs leave out the overload that takes a memory format alone.
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

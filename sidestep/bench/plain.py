@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # the base of all of them
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 

@@ -178,6 +178,7 @@ def reference_for(assembly: Assembly) -> ReferenceSID:
     alpha = assembly.method.alpha
     if not isinstance(alpha, int | float):
         raise UsageError(f"the reference has one alpha for all modules, got {alpha!r}; use --alpha 0.5.")
+    # torch's stubs leave out the overload that takes a memory format alone.
     extractor = copy.deepcopy(hub).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     with torch.no_grad():
         width = extractor(assembly.task.sample.contiguous()).shape[1]

@@ -131,6 +131,7 @@ def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
 @contextmanager
 def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
     """Normalise with batch statistics but leave the running ones alone: a replayed cell must not count twice."""
+    # _BatchNorm is the base of every kind that keeps running statistics; torch gives it no public name.
     norms = [
         m
         for module in modules

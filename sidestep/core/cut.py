@@ -241,6 +241,7 @@ def _verify(model: nn.Module, slices: Slices, sample: Tensor, expected: Tensor) 
                 )
     x = sample.clone()
     for k, body in enumerate(slices.bodies):
+        # torch counts writes into a tensor, but has no public name for the count.
         version = x._version  # pyright: ignore[reportPrivateUsage]
         y = call(f"block {k}", body, x)
         if x._version != version:  # pyright: ignore[reportPrivateUsage]
