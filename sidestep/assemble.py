@@ -65,6 +65,11 @@ class Assembly:
         return self.task.sample.dim() == 4
 
     @property
+    def test(self) -> Source | None:
+        """The test set, where there is one and the run may read it."""
+        return None if self.config.test == "never" else self.data.test
+
+    @property
     def total_steps(self) -> int:
         return self.config.epochs * self.batches.steps_per_epoch
 

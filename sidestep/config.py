@@ -83,6 +83,9 @@ class TrainConfig:
     clip: float | None = field(metadata=about("training", "largest norm of a block's gradient, or none", POSITIVE))
     ema: float | None = field(metadata=about("training", "decay of averaged parameters, or none", DECAY))
     select: Select = field(metadata=about("training", "the epoch that is reported; best is by validation accuracy"))
+    test: Literal["end", "epochs", "never"] = field(
+        default="end", metadata=about("training", "when the test set is read; nothing is ever chosen by it")
+    )
     seed: int = field(default=0, metadata=about("run", "of split, order, initial parameters, all noise", SEED))
     device: str = field(default="auto", metadata=about("run", "auto, cpu, cuda or cuda:N"))
     precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=about("run", "bf16 is autocast"))
@@ -90,6 +93,7 @@ class TrainConfig:
     engine: Literal["auto", "streaming"] = field(default="auto", metadata=about("run", "what runs the program"))
     compile: bool = field(default=False, metadata=about("run", "torch.compile the blocks"))
     save_every: int | None = field(default=None, metadata=about("run", "steps a checkpoint; none is an epoch", COUNT))
+    report: bool = field(default=True, metadata=about("run", "audit the run and write its page when it ends"))
     out: Path | None = field(default=None, metadata=about("run", "folder; none is runs/<date>-<method>-<data>"))
     resume: str | None = field(default=None, metadata=about("run", "last, or path of a checkpoint, to go on from"))
     overwrite: bool = field(default=False, metadata=about("run", "replace the run that the folder holds"))

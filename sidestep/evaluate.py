@@ -70,12 +70,19 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     """A finished run for people."""
     rate, step = summary["samples_per_second"], summary["step_ms"]
     speed = f"{rate:.0f} samples/s, {step:.1f} ms a step, " if step else ""
+    judged = (
+        f"test accuracy {100 * summary['test_accuracy']:.2f} %  ({summary['selected']})\n{block_table(summary)}"
+        if "test_accuracy" in summary
+        else f"validation accuracy {100 * summary['val_accuracy']:.2f} %  ({summary['selected']}; test set not read)"
+        if summary["val_accuracy"] is not None
+        else f"judged on nothing  ({summary['selected']}; test set not read, and no validation samples)"
+    )
+    page = f"\nreport: {folder / 'report.html'}" if (folder / "report.html").exists() else ""
     return (
         f"{summary['method']} on {summary['data']}, {summary['model']} in {summary['blocks']} blocks, "
         f"{summary['epochs']} epochs, seed {summary['seed']}\n"
-        f"test accuracy {100 * summary['test_accuracy']:.2f} %  ({summary['selected']})\n{block_table(summary)}\n"
-        f"{speed}peak activations {summary['peak_activation_mb']:.2f} MB\n"
-        f"{summary['params']:,} parameters ({summary['aux_params']:,} auxiliary)\nreport: {folder / 'report.html'}"
+        f"{judged}\n{speed}peak activations {summary['peak_activation_mb']:.2f} MB\n"
+        f"{summary['params']:,} parameters ({summary['aux_params']:,} auxiliary){page}"
     )
 
 

@@ -27,7 +27,7 @@ from sidestep.errors import DataError, UsageError
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 CUSTOM = "custom"
 """The name of data and networks that only the caller of `fit` has."""
-FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every")
+FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every", "report")
 """Keys that may change when a run is resumed; those that change its bits are part of the environment, and warned of."""
 
 

@@ -128,6 +128,8 @@ class Trainer:
                 self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
             self.progress.note(f"epoch {epoch}: validation accuracy {100 * accuracy:.2f} %")
+        if self.config.test == "epochs" and self.assembly.test is not None:
+            row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
         self.history.append(row)
         if self.folder:
             files.append_jsonl(self.folder / METRICS, row)
@@ -227,15 +229,15 @@ class Trainer:
         }
 
     def finish(self, *, costs: bool = True) -> dict[str, object]:
-        """Read the test set, once, with the selected parameters; gather all in one summary, and fill the folder.
+        """Read the test set with the selected parameters; gather all in one summary, and fill the folder.
 
         costs: whether the folder gets the costs beside backprop's.
         """
-        assembly, data = self.assembly, self.assembly.data
+        assembly, test = self.assembly, self.assembly.test
         summary = self.summary()
-        if data.test is not None:
-            measured = evaluate(assembly, data.test, noise=self.config.label_noise)
-            summary |= {"test_samples": len(data.test)} | {f"test_{m}": last(measured, m) for m in MEASURES}
+        if test is not None:
+            measured = evaluate(assembly, test, noise=self.config.label_noise)
+            summary |= {"test_samples": len(test)} | {f"test_{m}": last(measured, m) for m in MEASURES}
             summary |= {f"block_test_{m}": measured[m] for m in MEASURES}
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
@@ -253,13 +255,16 @@ class Trainer:
         }
         if self.folder:
             from sidestep.export import write_model
-            from sidestep.report.evidence import write_evidence
 
             write_model(assembly, summary, self.folder / "model")
-            write_evidence(assembly, self.folder, costs=costs)
+            if self.config.report:
+                from sidestep.report.evidence import write_evidence
+
+                write_evidence(assembly, self.folder, costs=costs)
             # After all else: a folder with a summary is a finished run.
             files.write_json(self.folder / SUMMARY, summary)
-            write_page(self.folder)
+            if self.config.report:
+                write_page(self.folder)
         return summary
 
 
@@ -309,7 +314,7 @@ def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
     folder = config.out
     assert folder is not None
     if config.resume == "last" and (folder / SUMMARY).exists():
-        if not (folder / REPORT).exists():
+        if config.report and not (folder / REPORT).exists():
             write_page(folder)
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         return summary | {"text": summary_text(summary, folder)}

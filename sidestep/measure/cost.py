@@ -18,7 +18,9 @@ BASELINES = ("backprop", "backprop_checkpointed")
 
 
 def cost(assembly: Assembly) -> dict[str, object]:
-    """Peak activations of a step in MB of 2**20 bytes, parameters, and FLOPs per sample of training and of inference.
+    """Peak activations of a step in MB of 2**20 bytes, parameters, and FLOPs per sample.
+
+    FLOPs of a training step, of what inference runs, of every read-out, and of the network without what was added.
 
     Takes real steps: measure a copy (`like`) of a network that is still needed.
     """
@@ -30,11 +32,14 @@ def cost(assembly: Assembly) -> dict[str, object]:
     size = len(batch[0])
     training = flops_per_sample(lambda: engine.step(batch), size)
     exported = assembly.method.export(engine.inference_chain).eval()
+    network = assembly.model.eval()
     params, aux_params = assembly.parameter_counts()
     return {
         "peak_activation_mb": measured.peak / MB,
         "flops_per_sample": training,
         "inference_flops_per_sample": flops_per_sample(lambda: exported(batch[0]), size),
+        "readouts_flops_per_sample": flops_per_sample(lambda: engine.predict(batch[0]), size),
+        "network_flops_per_sample": flops_per_sample(lambda: network(batch[0]), size),
         "params": params,
         "aux_params": aux_params,
     }

@@ -25,18 +25,21 @@ def simplecnn_bn(input_shape: tuple[int, int, int], num_classes: int) -> Chained
     return Chained(OrderedDict(extractor(input_shape, norm=True), classifier=nn.Linear(FEATURES, num_classes)))
 
 
-def belief_cascade(input_shape: tuple[int, int, int], num_classes: int, modules: int = 5, width: int = 256) -> Chained:
+def belief_cascade(
+    input_shape: tuple[int, int, int], num_classes: int, modules: int = 5, width: int = 256, norm: bool = False
+) -> Chained:
     """SID's released backprop baseline: the extractor, then `modules` belief modules with a softmax between them.
 
     What runs along the chain after the extractor is one tensor [p; z] (B, C + D): the belief, uniform at first,
-    and the features.  The classifier is the last module, its logits are the output.
+    and the features.  The classifier is the last module, its logits are the output.  norm: with BatchNorm after each
+    convolution, like the network of the published log.
     """
     positive(modules=modules, width=width)
 
     def module() -> nn.Sequential:
         return nn.Sequential(nn.Linear(num_classes + FEATURES, width), nn.ReLU(), nn.Linear(width, num_classes))
 
-    units = extractor(input_shape)
+    units = extractor(input_shape, norm)
     units["embed"] = nn.Sequential(units["embed"], PrependUniform(num_classes))
     for i in range(1, modules):
         units[f"module{i}"] = Refine(module(), num_classes)

@@ -47,7 +47,7 @@ def examples(assembly: Assembly) -> dict[str, object] | None:
     Each has its label, its picture (PNG in base64, if the samples are images), and a belief over classes for every
     block, None where the block has no read-out.
     """
-    source = assembly.data.test or assembly.data.val
+    source = assembly.test or assembly.data.val
     if source is None:
         return None
     batches = eval_batches(
