@@ -63,6 +63,24 @@ CASES = [
         False,
         partial(naive.sid, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
     ),
+    Case(
+        "sid-trunk-residual",
+        SID(belief="residual", label_smoothing=0.1),
+        True,
+        partial(naive.sid, alphas=[0.5] * 3, direction="code", smoothing=0.1, residual=True),
+    ),
+    Case(
+        "sid-trunk-parallel",
+        SID(belief="none", direction="paper", label_smoothing=0.1, alpha=0.3),
+        True,
+        partial(naive.parallel_heads, alphas=[0.3] * 3, direction="paper", smoothing=0.1),
+    ),
+    Case(
+        "sid-shared-parallel",
+        SID(form="shared", belief="none", alpha="1,0.5,0.25"),
+        False,
+        partial(naive.parallel_heads, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
+    ),
 ]
 
 

@@ -38,7 +38,9 @@ def with_heads(chain: Chain, x: Tensor, y: Tensor, smoothings: list[float], isol
     return total
 
 
-def sid(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], direction: str, smoothing: float) -> Tensor:
+def sid(
+    chain: Chain, x: Tensor, y: Tensor, alphas: list[float], direction: str, smoothing: float, residual: bool = False
+) -> Tensor:
     """Ye & Tang 2025, both forms: sum_i L_i, with the belief before a module as a constant."""
     t = soft(y, smoothing)
     p = torch.full((len(x), CLASSES), 1 / CLASSES)
@@ -48,7 +50,8 @@ def sid(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], direction: str,
         before = p.detach()
         if chain.hub is None:
             h = block.net(h.detach())
-            p = block.extras["head"](h, before).softmax(-1)
+            head = block.extras["head"]
+            p = (head(h) + before.log()).softmax(-1) if residual else head(h, before).softmax(-1)
         else:
             p = block.net(h, before).softmax(-1)
         if direction == "code":
@@ -56,4 +59,31 @@ def sid(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], direction: str,
         else:
             target, consistency = p * (p.log() - t.log()), p * (p.log() - before.log())
         total = total + (alpha * target + (1 - alpha) * consistency).sum(-1).mean()
+    return total
+
+
+def parallel_heads(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], direction: str, smoothing: float) -> Tensor:
+    """SID's objectives with every belief before a module replaced by the exact minimiser of its own objective.
+
+    The minimiser of alpha KL(t || p) + (1 - alpha) KL(q || p) is the mean alpha t + (1 - alpha) q; with the arguments
+    the other way round it is the normalised geometric mean t^alpha q^(1 - alpha).
+    """
+    t = soft(y, smoothing)
+    perfect = torch.full((len(x), CLASSES), 1 / CLASSES)
+    h = x if chain.hub is None else chain.hub(x)
+    total = torch.zeros(())
+    for block, alpha in zip(chain.blocks, alphas, strict=True):
+        if chain.hub is None:
+            h = block.net(h.detach())
+            p = block.extras["head"](h).softmax(-1)
+        else:
+            p = block.net(h).softmax(-1)
+        if direction == "code":
+            perfect = alpha * t + (1 - alpha) * perfect
+            loss = torch.xlogy(perfect, perfect) - perfect * p.log()
+        else:
+            perfect = t**alpha * perfect ** (1 - alpha)
+            perfect = perfect / perfect.sum(-1, keepdim=True)
+            loss = p * (p.log() - perfect.log())
+        total = total + loss.sum(-1).mean()
     return total

@@ -83,7 +83,7 @@ def test_nothing_that_requires_grad_crosses_a_cut(case: Case, monkeypatch: pytes
 
     monkeypatch.setattr("sidestep.engines.streaming.finish_cell", watched)
     engine_for(case.method).step(some_batch())
-    assert attached
+    assert attached or all(p.order == "each" for p in case.method.program())
     assert not any(attached)
 
 
@@ -96,7 +96,7 @@ def test_gradients_reach_the_blocks_the_program_says(case: Case) -> None:
         reached = {name.split(".")[1] for name, g in found.items() if name.startswith("blocks") and g.any()}
         has_loss = n == 2 or "backprop" not in case.id
         assert reached == ({str(m) for m in engine.derived.reaches(n)} if has_loss else set())
-        assert any(name.startswith("hub") and bool(g.any()) for name, g in found.items()) == (case.id == "sid-shared")
+        assert any(name.startswith("hub") and bool(g.any()) for name, g in found.items()) == ("shared" in case.id)
 
 
 def test_later_blocks_alter_an_update_only_where_the_program_says(case: Case) -> None:

@@ -9,6 +9,11 @@ Ye & Tang, arXiv:2510.03273.
     trunk:   h_k = block_k(sg h_{k-1}); nothing is shared.
     shared:  h_k = z = extractor(x) for all k; the extractor gets the sum of all blocks' gradients: an update lock.
 
+belief:  what f_k makes of p_{k-1}: one of its inputs (features, as published), log p_k = f_k(h_k) + log p_{k-1} up to a
+         constant (residual), or nothing.  none is the control that decides the claim: parallel heads, each trained on
+         what its belief would be if all before it were perfect, L_k = KL(t_k || p_k), t_k = (1 - r_k) t + r_k / C with
+         r_k = prod_{j <= k} (1 - alpha_j) (and KL(p_k || t_k), t_k the geometric mean, in the paper's direction).
+
 The published algorithm caches beliefs in a first, graph-free sweep; since no parameter moves between its two sweeps,
 one sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features.
 """
@@ -28,20 +33,23 @@ from sidestep.core.cell import Batch, Cell
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
-from sidestep.core.program import Program, Up
+from sidestep.core.program import Each, Program, Up
 from sidestep.core.task import Task
 from sidestep.nn.beliefs import (
     BeliefModule,
     Cascade,
     Direction,
+    Use,
     descent,
     distance,
     local_objective,
+    perfect,
     population,
+    read_out,
     uniform,
 )
 from sidestep.nn.heads import Head, HeadKind, Pool, pooled_width
-from sidestep.nn.schedules import PerBlock, alphas
+from sidestep.nn.schedules import PerBlock, alphas, remainders
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,9 @@ class SID(Method):
 
     alpha: PerBlock = 0.5  # weight of the labels, for all blocks; or one per block: 1,0.5,0.25 or linear:1:0.1
     form: Literal["trunk", "shared"] = "trunk"  # cut the network; or modules around one extractor, as published
+    belief: Use = (
+        "features"  # what a block makes of the belief before it: an input, a sum of logs, none (parallel heads)
+    )
     direction: Direction = "code"  # of both divergences, the released code's or the paper's
     label_smoothing: float = 0.0  # s, of the target t
     head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
@@ -63,6 +74,8 @@ class SID(Method):
         alphas(self.alpha)
         if self.form not in ("trunk", "shared"):
             raise ValueError(f"got form={self.form!r}, expected trunk or shared.")
+        if self.belief not in get_args(Use):
+            raise ValueError(f"got belief={self.belief!r}, expected one of {', '.join(get_args(Use))}.")
         if self.direction not in get_args(Direction):
             raise ValueError(f"got direction={self.direction!r}, expected code or paper.")
         if not 0 <= self.label_smoothing < 1:
@@ -74,16 +87,16 @@ class SID(Method):
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         alphas(self.alpha, plan.blocks)
+        seen = task.num_classes if self.belief == "features" else 0
         if self.form == "shared":
             whole = replace(plan, blocks=1, at=())(model, task.sample)
             width = pooled_width(whole.shapes[-1])
-            modules = [BeliefModule(width, task.num_classes, self.hidden) for _ in range(plan.blocks)]
+            modules = [BeliefModule(width, task.num_classes, self.hidden, belief=seen) for _ in range(plan.blocks)]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
             return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], Pool()))
         slices = plan(model, task.sample)
         heads = [
-            Head(shape, task.num_classes, self.head, belief=task.num_classes, width=self.head_width)
-            for shape in slices.shapes
+            Head(shape, task.num_classes, self.head, belief=seen, width=self.head_width) for shape in slices.shapes
         ]
         blocks = [
             Block(i, len(heads), body, head=head)
@@ -92,7 +105,9 @@ class SID(Method):
         return Chain(blocks, at=slices.at)
 
     def program(self) -> Program:
-        return (Up(self.refine if self.form == "trunk" else self.refine_shared),)
+        if self.form == "trunk":
+            return (Up(self.refine),)
+        return (Each(self.refine_shared) if self.belief == "none" else Up(self.refine_shared),)
 
     def inference(self) -> Program:
         return self.program()
@@ -101,31 +116,39 @@ class SID(Method):
         return {} if hub is None else {"z": hub(batch.x)}
 
     def source(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
-        nothing = uniform(len(batch.x), task.num_classes, batch.x.device)
-        return (batch.x, nothing) if self.form == "trunk" else (nothing,)
+        features = (batch.x,) if self.form == "trunk" else ()
+        if self.belief == "none":
+            return features
+        return (*features, uniform(len(batch.x), task.num_classes, batch.x.device))
 
-    def refine(self, cell: Cell, h: Tensor, log_prev: Tensor) -> Emit:
+    def refine(self, cell: Cell, h: Tensor, log_prev: Tensor | None = None) -> Emit:
         """h: the features of the block before; log_prev: (B, C) its belief."""
         h = cell.block.net(h)
-        return self.judge(cell, cell.block.extras["head"](h, log_prev.exp()), log_prev, h)
+        return self.judge(cell, read_out(cell.block.extras["head"], h, log_prev, self.belief), log_prev, h)
 
-    def refine_shared(self, cell: Cell, log_prev: Tensor) -> Emit:
+    def refine_shared(self, cell: Cell, log_prev: Tensor | None = None) -> Emit:
         """log_prev: (B, C) the belief of the module before."""
-        return self.judge(cell, cell.block.net(cell.shared["z"], log_prev.exp()), log_prev)
+        return self.judge(cell, read_out(cell.block.net, cell.shared["z"], log_prev, self.belief), log_prev)
 
-    def judge(self, cell: Cell, logits: Tensor, log_prev: Tensor, *features: Tensor) -> Emit:
+    def judge(self, cell: Cell, logits: Tensor, log_prev: Tensor | None, *features: Tensor) -> Emit:
         """The block's belief, its objective, and what it passes on."""
         log_p = F.log_softmax(logits.float(), -1)
         loss = None
         if cell.training:
-            t = cell.target(self.label_smoothing)
-            alpha = alphas(self.alpha, cell.block.count)[cell.block.index]
-            loss = local_objective(t, log_p, log_prev, alpha, self.direction).mean()
-        return Emit(send=(*features, log_p), loss=loss, logits=logits)
+            index, alpha = cell.block.index, alphas(self.alpha, cell.block.count)
+            if log_prev is None:
+                t = perfect(cell.target(), remainders(alpha)[index], self.label_smoothing, self.direction)
+                loss = distance(t, log_p, self.direction).mean()
+            else:
+                t = cell.target(self.label_smoothing)
+                loss = local_objective(t, log_p, log_prev, alpha[index], self.direction).mean()
+        return Emit(send=features if log_prev is None else (*features, log_p), loss=loss, logits=logits)
 
     def descent(
         self, logits: Sequence[Tensor], y: Tensor, task: Task, p_y: Tensor | None = None
     ) -> Mapping[str, Tensor]:
+        if self.belief == "none":
+            return {}  # no block receives a belief that it could refine
         t = task.target(y, self.label_smoothing).double()
         alpha = alphas(self.alpha, len(logits))
         measured = descent(t, [F.log_softmax(block.double(), -1) for block in logits], alpha, self.direction)
@@ -137,4 +160,7 @@ class SID(Method):
     def export(self, chain: Chain) -> nn.Module:
         shared = self.form == "shared"
         stages = [(nn.Identity(), b.net) if shared else (b.net, b.extras["head"]) for b in chain.blocks]
-        return Cascade(stages, chain.hub)
+        if self.belief == "none":  # the answer is the last head's, and it needs no other
+            extractor = [] if chain.hub is None else [chain.hub]
+            return nn.Sequential(*extractor, *(net for net, _ in stages), stages[-1][1])
+        return Cascade(stages, chain.hub, self.belief)

@@ -19,6 +19,8 @@ from .heads import Head
 from .schedules import remainders
 
 Direction = Literal["code", "paper"]
+Use = Literal["features", "residual", "none"]
+"""What a block makes of the belief before it: an input beside its features, a log-belief to add to, or nothing."""
 
 
 def uniform(batch: int, classes: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,43 +76,61 @@ def descent(t: Tensor, log_p: Sequence[Tensor], alpha: Sequence[float], directio
 
 
 def population(p_y: Tensor, alpha: Sequence[float], smoothing: float, direction: Direction) -> list[Tensor]:
-    """The beliefs p_1..p_K that well-specified blocks reach on the population (T5), if P(y|x) is `p_y` (B, C).
+    """The beliefs p_1..p_K that well-specified blocks reach on the population (T5), if P(y|x) is `p_y` (B, C)."""
+    return [perfect(p_y, r, smoothing, direction) for r in remainders(tuple(alpha))]
+
+
+def perfect(p_y: Tensor, r: float, smoothing: float, direction: Direction) -> Tensor:
+    """The belief with r_i = r, (B, C), of blocks that minimise their objectives, where P(y|x) is `p_y` (B, C): T5.
 
     code:   (1 - r_i) [(1-s) P + s/C] + r_i / C.
     paper:  proportional to exp((1 - r_i) Lambda P), Lambda = log(1 + C (1-s) / s); not calibrated.
     """
     classes = p_y.shape[-1]
-    beliefs: list[Tensor] = []
-    for r in remainders(tuple(alpha)):
-        if direction == "code":
-            beliefs.append((1 - r) * ((1 - smoothing) * p_y + smoothing / classes) + r / classes)
-        else:
-            beliefs.append(F.softmax((1 - r) * math.log(1 + classes * (1 - smoothing) / smoothing) * p_y, -1))
-    return beliefs
+    if direction == "code":
+        return (1 - r) * ((1 - smoothing) * p_y + smoothing / classes) + r / classes
+    return F.softmax((1 - r) * math.log(1 + classes * (1 - smoothing) / smoothing) * p_y, -1)
+
+
+def read_out(head: nn.Module, h: Tensor, log_prev: Tensor | None, use: Use) -> Tensor:
+    """A block's logits (B, C) from its features h and the log-belief (B, C) before it, None where nothing is passed."""
+    if log_prev is None:
+        return head(h)
+    return head(h, log_prev.exp()) if use == "features" else head(h).float() + log_prev
 
 
 class BeliefModule(nn.Module):
-    """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C)."""
+    """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C).
 
-    def __init__(self, features: int, classes: int, hidden: int = 256) -> None:
+    belief: the width of the belief it sees, C as published, or 0 for none.
+    """
+
+    def __init__(self, features: int, classes: int, hidden: int = 256, *, belief: int | None = None) -> None:
         super().__init__()
         self.classes = classes
-        self.layers = nn.Sequential(nn.Linear(features + classes, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        inputs = features + (classes if belief is None else belief)
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
-    def forward(self, z: Tensor, belief: Tensor) -> Tensor:
+    def forward(self, z: Tensor, *belief: Tensor) -> Tensor:
         """z: (B, D) the extractor's features; belief: (B, C) of the module before.  Returns logits (B, C)."""
-        return self.layers(torch.cat([belief, z], -1))
+        return self.layers(torch.cat([*belief, z], -1))
 
 
 class Cascade(nn.Module):
     """What inference runs: every block's net and head, the belief of each passed to the next.  x -> logits (B, C).
 
-    stages: (net, head) of each block, the head a BeliefModule or a Head with a belief.  A net continues from the
-    features of the one before, the first from the extractor.
+    stages: (net, head) of each block, the head a BeliefModule or a Head.  A net continues from the features of the one
+    before, the first from the extractor.
     """
 
-    def __init__(self, stages: Sequence[tuple[nn.Module, nn.Module]], extractor: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        stages: Sequence[tuple[nn.Module, nn.Module]],
+        extractor: nn.Module | None = None,
+        use: Use = "features",
+    ) -> None:
         super().__init__()
+        self.use: Use = use
         head = stages[0][1]
         assert isinstance(head, BeliefModule | Head)
         self.classes = head.classes
@@ -124,6 +144,6 @@ class Cascade(nn.Module):
         logits = log_p
         for net, head in zip(self.nets, self.heads, strict=True):
             h = net(h)
-            logits = head(h, log_p.exp())
+            logits = read_out(head, h, log_p, self.use)
             log_p = F.log_softmax(logits.float(), -1)
         return logits

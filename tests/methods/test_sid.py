@@ -363,3 +363,19 @@ def test_the_summary_is_over_all_samples_of_all_batches() -> None:
 def test_a_method_without_such_a_theory_has_no_summary() -> None:
     assert summarise([]) == {}
     assert summarise([{}, {}]) == {}
+
+
+def test_parallel_heads_export_the_last_head_only() -> None:
+    method = SID(belief="none")
+    engine = engine_for(method)
+    exported = method.export(engine.inference_chain)
+    heads = [sum(p.numel() for p in b.extras["head"].parameters()) for b in engine.chain.blocks]
+    nets = sum(p.numel() for b in engine.chain.blocks for p in b.net.parameters())
+    assert sum(p.numel() for p in exported.parameters()) == nets + heads[-1]
+
+
+def test_parallel_heads_wait_for_nothing_in_the_shared_form() -> None:
+    """No belief is passed, so the only lock left is the extractor's."""
+    derived = engine_for(SID(form="shared", belief="none")).derived
+    assert derived.locks == {"forward": False, "backward": False, "update": True}
+    assert engine_for(SID(form="shared")).derived.locks["forward"]
