@@ -106,6 +106,26 @@ def bench(args: Args) -> Result:
     return run_step(config, args.against, steps=args.steps or 20, train=args.train)
 
 
+def study(args: Args) -> Result:
+    from sidestep.studies import study_named
+
+    study_named(args.words[0])  # an unknown name is found before torch is loaded
+
+    from sidestep.studies.runner import run
+
+    return run(
+        args.words[0],
+        execute,
+        results=args.results,
+        runs=args.runs,
+        machine="gpu" if args.gpu else "cpu",
+        seeds=args.seeds,
+        minutes=args.minutes,
+        smoke=args.smoke,
+        page_only=args.page,
+    )
+
+
 def evaluate(args: Args) -> Result:
     from sidestep.evaluate import run
 
@@ -178,6 +198,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return value
+
+
 COMMANDS: dict[str, Command] = {
     "train": Command(
         train,
@@ -223,6 +254,21 @@ COMMANDS: dict[str, Command] = {
             "--against": {"choices": ["plain", "reference"], "help": "step: what it is timed against (default: plain)"},
             "--steps": {"type": count, "metavar": "N", "help": "step: how many are timed (default: 20)"},
             "--train": {"action": "store_true", "help": "step against reference: train both too, with 3 seeds"},
+        },
+    ),
+    "study": Command(
+        study,
+        "a grid of runs with resume, its rows in results/, and its page",
+        "sidestep study reproduction --seeds 1",
+        takes="NAME",
+        extra={
+            "--seeds": {"type": count, "metavar": "N", "help": "at most so many (default: the study's own)"},
+            "--gpu": {"action": "store_true", "help": "the pieces that are for a GPU, on CUDA"},
+            "--minutes": {"type": positive, "metavar": "X", "help": "save and end then; the same line goes on"},
+            "--smoke": {"action": "store_true", "help": "every piece on digits for one epoch: does it run?"},
+            "--page": {"action": "store_true", "help": "run nothing, make the page anew"},
+            "--results": {"type": Path, "default": Path("results"), "metavar": "FOLDER", "help": "of rows and page"},
+            "--runs": {"type": Path, "default": Path("runs/studies"), "metavar": "FOLDER", "help": "of the runs"},
         },
     ),
     "evaluate": Command(
@@ -289,6 +335,13 @@ def dispatch(argv: list[str]) -> int:
         record(args.record, argv, result)
     print(json.dumps(jsonable(result)) if args.json else text, flush=True)
     return 1 if name == "audit" and result.get("agrees") is False else 0
+
+
+def execute(argv: Sequence[str]) -> Result:
+    """What a command line finds, without printing it."""
+    args = parse(argv[0], list(argv[1:]))
+    assert args is not None, "a study asks no help"
+    return COMMANDS[argv[0]].run(args)
 
 
 def record(path: Path, argv: list[str], result: Result) -> None:

@@ -18,6 +18,14 @@ class DataError(ValueError):
     exit_code = 1
 
 
+class Busy(DataError):
+    """A folder that another process is writing."""
+
+
+class Diverged(DataError):
+    """Training that lost its numbers: the loss or the parameters are infinite or NaN."""
+
+
 def unknown(kind: str, got: str, known: Iterable[str]) -> UsageError:
     """The error for a word that is not in a list, with the nearest word that is."""
     known = sorted(known)

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sidestep.errors import DataError
+from sidestep.errors import Busy, DataError
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def only_writer(folder: Path) -> Generator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(
+            raise Busy(
                 f"{folder} is being written by another process, expected one run per folder; stop it or use another."
             ) from error
         except OSError:
@@ -82,9 +83,21 @@ def _finite(value: object) -> object:
 
 
 def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
-    """Add one line.  It outlives the process; not synced, so the machine's own death may cost the last lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(strict_json(row) + "\n")
+    """Add one line, in place of a last one that a crash has torn; several processes may do so at once.
+
+    It outlives the process; not synced, so the machine's own death may cost the last lines.
+    """
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(strict_json(row).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, without a last line torn by a crash; no file is no rows.  Raises DataError as below."""
+    return [row for row, _ in _rows(path)] if path.exists() else []
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> None:
@@ -92,18 +105,19 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> Non
 
     Raises DataError for any other line that is not a JSON object.
     """
-    if not path.exists():
-        return
+    if path.exists():
+        write_bytes_atomic(path, b"".join(line + b"\n" for row, line in _rows(path) if keep(row)))
+
+
+def _rows(path: Path) -> Generator[tuple[dict[str, Any], bytes]]:
     lines = path.read_bytes().splitlines()
-    kept: list[bytes] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         if isinstance(row, dict):
-            if keep(row):
-                kept.append(line + b"\n")
+            yield row, line
         elif number < len(lines):
             raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
-    write_bytes_atomic(path, b"".join(kept))
+

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -20,7 +20,7 @@ from torch import Tensor
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, TrainConfig, to_toml
-from sidestep.errors import DataError, UsageError
+from sidestep.errors import DataError, Diverged, UsageError
 from sidestep.evaluate import MEASURES, evaluate, last, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
@@ -141,7 +141,7 @@ class Trainer:
         """
         parameters = (p for _, p in self.assembly.chain.named_parameters())
         if self.loss_sum.isinf().any() or not all(bool(p.isfinite().all()) for p in parameters):
-            raise DataError(
+            raise Diverged(
                 f"got a loss or parameters that are infinite or NaN by step {self.engine.steps}, expected finite ones; "
                 "start again with a lower --lr, or with --clip 1."
             )
@@ -226,6 +226,7 @@ class Trainer:
             "selected": self.select(),
             "train_samples": len(data.train),
             "val_accuracy": None if data.val is None else last(evaluate(self.assembly, data.val), "accuracy"),
+            "curve": curve(self.history),
         }
 
     def finish(self, *, costs: bool = True) -> dict[str, object]:
@@ -280,6 +281,15 @@ def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """By epoch: the objectives' sum over blocks, and the last block's accuracy on what was read after every epoch."""
+    found = {"train_loss": [math.fsum(v for v in row["train_loss"] if v is not None) for row in history]}
+    for part in ("val", "test"):
+        if history and all(part in row for row in history):
+            found[f"{part}_accuracy"] = [last(row[part], "accuracy") for row in history]
+    return found
 
 
 def describe_loss(loss: Tensor) -> str:

@@ -1,0 +1,105 @@
+"""Rows of a study, picked by their labels and put side by side.  What several pages show is written here once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from sidestep.report.read import Spread
+from sidestep.report.tables import PERCENT, Column, Format, Table, prefixed, shown, whole
+from sidestep.studies.statistics import Difference, paired
+from sidestep.studies.study import Row
+
+Value = str | Callable[[Row], float | None]
+"""A number of a row: its key, or a function."""
+
+
+def pick(rows: Sequence[Row], **labels: str) -> list[Row]:
+    """The rows that have these labels and did not fail."""
+    return [
+        row
+        for row in rows
+        if "failed" not in row and all(row["labels"].get(label) == value for label, value in labels.items())
+    ]
+
+
+def names(rows: Sequence[Row], label: str) -> list[str]:
+    """The values of a label, in the order of the rows."""
+    return list(dict.fromkeys(row["labels"][label] for row in rows if label in row["labels"]))
+
+
+def value_of(row: Row, value: Value) -> float | None:
+    return row.get(value) if isinstance(value, str) else value(row)
+
+
+def by_seed(rows: Sequence[Row], value: Value = "test_accuracy") -> dict[int, float]:
+    """seed -> value, without the rows that have none."""
+    found = {int(row["seed"]): value_of(row, value) for row in rows}
+    return {seed: v for seed, v in found.items() if v is not None}
+
+
+def spread(rows: Sequence[Row], value: Value = "test_accuracy") -> Spread | None:
+    """The mean over rows, and their standard deviation."""
+    values = list(by_seed(rows, value).values())
+    return Spread.of(values) if values else None
+
+
+def mean(rows: Sequence[Row], value: Value = "test_accuracy") -> float | None:
+    values = list(by_seed(rows, value).values())
+    return statistics.fmean(values) if values else None
+
+
+def minus(a: Sequence[Row], b: Sequence[Row], value: Value = "test_accuracy") -> Difference | None:
+    """Paired by seed."""
+    return paired(by_seed(a, value), by_seed(b, value))
+
+
+def points(found: Difference | None) -> str | None:
+    """A difference of fractions in percentage points, with its interval: "−0.31 [−0.52, −0.10]"."""
+    if found is None:
+        return None
+    text = f"{100 * found.mean:+.2f}"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return text.replace("-", "−")
+
+
+def table(
+    groups: Mapping[str, Sequence[Row]],
+    columns: Sequence[tuple[str, Value, Format]] = (),
+    name: str = "method",
+    further: Sequence[Column] = (),
+) -> Table:
+    """One line a group: how many seeds, mean ± standard deviation of each column, and further cells as they come."""
+    lines = list(groups.values())
+    found: list[Column] = [("seeds", [str(len({row.get("seed") for row in rows})) for rows in lines])]
+    found += [(head, [shown(spread(rows, value), form) for rows in lines]) for head, value, form in columns]
+    made = Table.of(list(groups), [*found, *further], name)
+    assert made is not None
+    return made
+
+
+ACCURACY: tuple[str, Value, Format] = ("test accuracy, %", "test_accuracy", PERCENT)
+
+
+def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callable[[Row], float | None]:
+    """The accuracy of a network read by its last block, the mean of all, or a gate; None where it has one read-out."""
+    return lambda row: ((row.get("readouts") or {}).get(part, {}).get(how) or {}).get(measure)
+
+
+def sizes(groups: Mapping[str, Sequence[Row]]) -> list[Column]:
+    """Parameters and inference FLOPs of a group's first row: all of it, and without what the method added.
+
+    FLOPs deployed are those of the answer alone, with all read-outs those of every block's.
+    """
+
+    def column(value: Callable[[Row], float], form: Format) -> list[str | None]:
+        return [form(value(rows[0])) if rows else None for rows in groups.values()]
+
+    return [
+        ("parameters", column(lambda row: row["params"], whole)),
+        ("without heads", column(lambda row: row["params"] - row["aux_params"], whole)),
+        ("FLOPs deployed", column(lambda row: row["inference_flops_per_sample"], prefixed)),
+        ("all read-outs", column(lambda row: row["readouts_flops_per_sample"], prefixed)),
+        ("network alone", column(lambda row: row["network_flops_per_sample"], prefixed)),
+    ]

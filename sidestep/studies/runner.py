@@ -1,0 +1,143 @@
+"""Running a study: piece by piece, a row for each in `results/NAME.jsonl`, and its page beside them.
+
+It goes on where the rows end.  A piece that was cut short goes on from its last checkpoint, and one that had finished
+without leaving its row leaves it now.  The same line started again meanwhile is a second worker: it takes what nobody
+else is at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from types import FrameType
+from typing import Any
+
+from sidestep.errors import Busy, Diverged
+from sidestep.files import append_jsonl, only_writer, read_jsonl
+from sidestep.run import commit
+from sidestep.studies import study_named
+from sidestep.studies.study import Machine, Piece, Row, Study
+
+RUN = "run"
+"""Where in a piece's folder its run is kept; the folder itself is the worker's lock."""
+
+Execute = Callable[[Sequence[str]], dict[str, Any]]
+"""Runs one command line (the words after `sidestep`) and returns what it prints with --json."""
+
+
+def run(
+    name: str,
+    execute: Execute,
+    *,
+    results: Path = Path("results"),
+    runs: Path = Path("runs/studies"),
+    machine: Machine = "cpu",
+    seeds: int | None = None,
+    minutes: float | None = None,
+    smoke: bool = False,
+    page_only: bool = False,
+) -> dict[str, object]:
+    """What `sidestep study NAME` does.
+
+    seeds: at most so many.  minutes: end then, with what runs saved, to go on another time.  smoke: every piece on
+    digits, for one epoch.  page_only: run nothing.
+    """
+    study = study_named(name)
+    pieces = study.pieces(machine, seeds, smoke)
+    file = results / f"{name}.jsonl"
+    results.mkdir(parents=True, exist_ok=True)
+    if not page_only:
+        work(study, name, pieces, execute, file, runs / name, minutes)
+    wanted = {piece.command for piece in pieces}
+    rows = read_jsonl(file)
+    left = len(wanted - {row["command"] for row in rows})
+    page = results / f"{name}.html"
+    if rows:
+        from sidestep.report.study import write_page
+
+        write_page(study.page(rows), page)
+    text = f"{name}: {len(pieces) - left} of {len(pieces)} rows are in {file}" + (f"\npage: {page}" if rows else "")
+    return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}
+
+
+def work(
+    study: Study, name: str, pieces: Sequence[Piece], execute: Execute, file: Path, runs: Path, minutes: float | None
+) -> None:
+    """Leave the row of every piece that has none yet."""
+    with deadline(minutes):
+        for number, piece in enumerate(pieces, 1):
+            folder = runs / slug(piece)
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with only_writer(folder):
+                    # Asked inside the lock: another worker may have just left it.
+                    if all(row["command"] != piece.command for row in read_jsonl(file)):
+                        note(f"{name}: {number} of {len(pieces)}: {piece.command}")
+                        append_jsonl(file, evidence(piece, name, execute, folder))
+                        prune(folder)
+            except Busy:
+                note(f"{name}: {number} of {len(pieces)} is another worker's: {piece.command}")
+
+
+def evidence(piece: Piece, name: str, execute: Execute, folder: Path) -> Row:
+    """Run one piece, or what is left of it."""
+    place = ["--out", str(folder / RUN), "--resume", "last"] if piece.words[0] == "train" else []
+    row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command, "commit": commit()}
+    began = time.perf_counter()
+    try:
+        found = execute([*piece.words, *place])
+    except Diverged as error:
+        return row | {"failed": str(error)}
+    found.pop("text", None)
+    # Of a resumed piece only the end.
+    return row | {"seconds": round(time.perf_counter() - began, 1)} | found
+
+
+@contextmanager
+def deadline(minutes: float | None) -> Generator[None]:
+    """End the block when the time is up; the run at work saves itself first, as at any SIGTERM."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ends = time.monotonic() + 60 * (minutes or math.inf)
+    timer = Timer(60 * (minutes or 0), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        if minutes:
+            timer.start()
+        yield
+    except SystemExit:
+        if time.monotonic() < ends:
+            raise
+        note("the time is up; the same command goes on")
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def slug(piece: Piece) -> str:
+    """A folder's name: the labels for people, and a hash that tells the seeds and all else apart."""
+    words = re.sub(r"[^a-z0-9]+", "-", " ".join(piece.labels.values()).lower()).strip("-")
+    return f"{words[:60]}-{hashlib.blake2b(piece.command.encode(), digest_size=4).hexdigest()}"
+
+
+def prune(folder: Path) -> None:
+    """Drop the checkpoints to go on from, once there is nothing to go on to."""
+    for checkpoint in folder.glob(f"{RUN}/checkpoints/step-*"):
+        shutil.rmtree(checkpoint)
+
+
+def note(text: str) -> None:
+    print(f"sidestep: {text}", file=sys.stderr)

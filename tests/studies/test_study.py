@@ -1,0 +1,245 @@
+"""A study's pieces, its runner and its statistics, on a small study of digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidestep import cli, studies
+from sidestep.errors import Diverged
+from sidestep.files import only_writer, read_jsonl
+from sidestep.report.study import Page, Section
+from sidestep.studies import runner
+from sidestep.studies.statistics import difference, paired
+from sidestep.studies.study import Grid, Piece, Row, Study
+
+
+def page(rows: Sequence[Row]) -> Page:
+    return Page("Is it so?", f"{len(rows)} rows.", [Section("All")], rows)
+
+
+SMALL = Study(
+    "Is it so?",
+    [
+        Grid(
+            {"one": "train local_ce", "other": "train sid --alpha 0.7"},
+            "--epochs 1 --blocks 2",
+            {"rate": {"low": "--lr 0.001", "high": "--lr 0.004"}},
+            seeds={"cpu": 2, "gpu": 3},
+        ),
+        Grid({"speed": "bench step sid --steps 1 --blocks 2"}, seeds={"cpu": 1}),
+        Grid({"large": "train sid --model resnet18"}, seeds={"cpu": 0, "gpu": 1}),
+    ],
+    page,
+)
+STUDIES = {"small": "a study for tests"}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setitem(studies.STUDIES, "small", "a study for tests")
+    monkeypatch.setattr(runner, "study_named", lambda _: SMALL)
+    return SMALL
+
+
+def test_a_study_is_its_arms_by_its_variants_by_its_seeds_and_every_arms_first_seed_comes_first() -> None:
+    found = [(p.labels.get("rate"), p.labels["arm"], p.command) for p in SMALL.pieces()]
+    assert found == [
+        ("low", "one", "sidestep train local_ce --epochs 1 --blocks 2 --lr 0.001 --seed 0 --no-report"),
+        ("low", "other", "sidestep train sid --alpha 0.7 --epochs 1 --blocks 2 --lr 0.001 --seed 0 --no-report"),
+        ("high", "one", "sidestep train local_ce --epochs 1 --blocks 2 --lr 0.004 --seed 0 --no-report"),
+        ("high", "other", "sidestep train sid --alpha 0.7 --epochs 1 --blocks 2 --lr 0.004 --seed 0 --no-report"),
+        (None, "speed", "sidestep bench step sid --steps 1 --blocks 2"),
+        ("low", "one", "sidestep train local_ce --epochs 1 --blocks 2 --lr 0.001 --seed 1 --no-report"),
+        ("low", "other", "sidestep train sid --alpha 0.7 --epochs 1 --blocks 2 --lr 0.001 --seed 1 --no-report"),
+        ("high", "one", "sidestep train local_ce --epochs 1 --blocks 2 --lr 0.004 --seed 1 --no-report"),
+        ("high", "other", "sidestep train sid --alpha 0.7 --epochs 1 --blocks 2 --lr 0.004 --seed 1 --no-report"),
+    ]
+    assert len(SMALL.pieces(seeds=1)) == 5
+    on_gpu = [p.command for p in SMALL.pieces("gpu")]
+    assert len(on_gpu) == 3 * 4 + 1
+    assert on_gpu[4] == "sidestep train sid --model resnet18 --seed 0 --no-report --device cuda"
+    assert len(SMALL.pieces("gpu", smoke=True)) == 4 + 1 + 4 + 1  # what a GPU runs, and what a CPU runs, once each
+
+
+class Fake:
+    """Stands for the command line: notes what it was asked, and answers or fails."""
+
+    def __init__(self, fails: Callable[[int], BaseException | None] = lambda _: None) -> None:
+        self.asked: list[list[str]] = []
+        self.fails = fails
+
+    def __call__(self, argv: Sequence[str]) -> dict[str, Any]:
+        self.asked.append(list(argv))
+        if error := self.fails(len(self.asked)):
+            raise error
+        return {"text": "for people", "seed": 0, "test_accuracy": 0.5, "commit": "of the run"}
+
+
+def rows_of(folder: Path) -> list[Row]:
+    return read_jsonl(folder / "results" / "small.jsonl")
+
+
+def run(folder: Path, fake: Fake, **more: Any) -> dict[str, object]:
+    return runner.run("small", fake, results=folder / "results", runs=folder / "runs", **more)
+
+
+def test_every_piece_leaves_one_row_with_the_command_that_reruns_it(small: Study, tmp_path: Path) -> None:
+    fake = Fake()
+    found = run(tmp_path, fake)
+    rows = rows_of(tmp_path)
+    assert [row["command"] for row in rows] == [p.command for p in small.pieces()]
+    assert rows[0]["labels"] == {"arm": "one", "rate": "low"}
+    assert (rows[0]["study"], rows[0]["commit"], rows[0]["test_accuracy"]) == ("small", "of the run", 0.5)
+    assert "text" not in rows[0]
+    assert (found["rows"], found["left"]) == (9, 0)
+    assert "9 rows." in (tmp_path / "results" / "small.html").read_text()
+    for argv, piece in zip(fake.asked, small.pieces(), strict=True):
+        assert argv[: len(piece.words)] == list(piece.words)
+    assert fake.asked[0][-2:] == ["--resume", "last"]
+    assert "--out" not in fake.asked[4], "a bench keeps no run"
+    assert len({argv[argv.index("--out") + 1] for argv in fake.asked if "--out" in argv}) == 8, "one folder a run"
+
+
+@pytest.mark.parametrize("stops", [1, 3, 9])
+def test_a_study_that_was_stopped_goes_on_and_repeats_or_loses_no_row(stops: int, small: Study, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Fake(lambda n: KeyboardInterrupt() if n == stops else None))
+    assert len(rows_of(tmp_path)) == stops - 1
+    again = Fake()
+    run(tmp_path, again)
+    assert len(again.asked) == 10 - stops
+    assert [row["command"] for row in rows_of(tmp_path)] == [p.command for p in small.pieces()]
+
+
+def test_a_torn_last_row_is_made_anew(small: Study, tmp_path: Path) -> None:
+    run(tmp_path, Fake())
+    file = tmp_path / "results" / "small.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    fake = Fake()
+    run(tmp_path, fake)
+    assert len(fake.asked) == 1
+    assert len(rows_of(tmp_path)) == 9
+
+
+def test_a_run_that_diverged_is_a_row_that_says_so(small: Study, tmp_path: Path) -> None:
+    run(tmp_path, Fake(lambda n: Diverged("got a loss that is infinite") if n == 2 else None))
+    assert [row.get("failed") for row in rows_of(tmp_path)[:3]] == [None, "got a loss that is infinite", None]
+
+
+def test_a_second_worker_leaves_what_the_first_is_at(
+    small: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "runs" / "small" / runner.slug(small.pieces()[0])
+    held.mkdir(parents=True)
+    fake = Fake()
+    with only_writer(held):
+        found = run(tmp_path, fake)
+    assert (found["left"], len(fake.asked)) == (1, 8)
+    assert "1 of 9 is another worker's" in capsys.readouterr().err
+
+
+def test_when_the_time_is_up_the_work_stops_and_nothing_fails(small: Study, tmp_path: Path) -> None:
+    def slow(argv: Sequence[str]) -> dict[str, Any]:
+        time.sleep(0.2)
+        return {"text": "", "seed": 0}
+
+    before = signal.getsignal(signal.SIGTERM)
+    found = runner.run("small", slow, results=tmp_path / "results", runs=tmp_path / "runs", minutes=0.5 / 60)
+    assert len(rows_of(tmp_path)) == 2
+    assert found["left"] == 7
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(SystemExit, match="143"):  # somebody else's SIGTERM is not the clock's
+        run(tmp_path, Fake(lambda n: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(1)))
+
+
+def test_the_page_alone_runs_nothing(small: Study, tmp_path: Path) -> None:
+    run(tmp_path, Fake(), seeds=1)
+    (tmp_path / "results" / "small.html").unlink()
+    fake = Fake()
+    assert run(tmp_path, fake, page_only=True)["left"] == 4
+    assert not fake.asked
+    assert "5 rows." in (tmp_path / "results" / "small.html").read_text()
+
+
+def test_an_unknown_study_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "reproductoin"]) == 2
+    assert "unknown study 'reproductoin'; did you mean 'reproduction'?" in capsys.readouterr().err
+
+
+KILLED = """
+import sys
+from sidestep import cli, studies
+from sidestep.studies import runner
+from tests.studies.test_study import SMALL
+studies.STUDIES["small"] = ""
+runner.study_named = studies.study_named = lambda _: SMALL
+sys.exit(cli.main(["study", "small", "--seeds", "1", *sys.argv[1:]]))
+"""
+
+
+def test_a_killed_study_goes_on_and_its_rows_are_those_of_one_never_killed(tmp_path: Path) -> None:
+    """kill -9 again and again, at moments that differ, until a try gets through."""
+
+    def words(name: str) -> list[str]:
+        return ["--results", str(tmp_path / name), "--runs", str(tmp_path / name / "runs"), "--json"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", KILLED, *words(name)], stdout=subprocess.PIPE, text=True)
+
+    out, _ = start("straight").communicate()
+    assert json.loads(out.splitlines()[-1])["left"] == 0
+    tries, wait = 0, 3.0
+    while True:
+        tries += 1
+        process = start("killed")
+        try:
+            process.communicate(timeout=wait)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            wait += 0.7
+    assert process.returncode == 0
+    assert tries > 1, "it was never killed; shorten the first wait"
+
+    def trained(name: str) -> list[tuple[object, ...]]:
+        rows = [row for row in read_jsonl(tmp_path / name / "small.jsonl") if row["command"].startswith("sidestep tr")]
+        return [(row["command"], row["test_accuracy"], row["test_nll"], row["curve"]) for row in rows]
+
+    assert trained("killed") == trained("straight")
+    assert len(read_jsonl(tmp_path / "killed" / "small.jsonl")) == 5
+
+
+def test_an_interval_of_paired_differences_by_hand() -> None:
+    """Differences 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.302653 by the tables, half width 4.302653 / sqrt(3).
+
+    Tolerance: the tables have six digits after the point.
+    """
+    found = paired({0: 2.0, 1: 4.0, 2: 7.0, 3: 0.0}, {2: 4.0, 1: 2.0, 0: 1.0, 9: 5.0})
+    assert found is not None
+    assert (found.mean, found.values) == (2.0, (1.0, 2.0, 3.0))
+    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-6)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
+    assert found.verdict == "not distinguishable from"
+
+
+def test_above_is_said_only_where_the_interval_excludes_zero() -> None:
+    verdicts = [difference(values) for values in ([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [5.0], [])]
+    assert [found and found.verdict for found in verdicts] == ["above", "below", "one seed, no interval", None]
+
+
+def test_pieces_have_folders_of_their_own() -> None:
+    a, b = (Piece({"arm": "SID, α = 0.5"}, ("train", "sid", "--seed", s)) for s in "01")
+    assert runner.slug(a).startswith("sid-0-5-")
+    assert runner.slug(a) != runner.slug(b)
