@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from os.path import commonpath
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidestep.errors import UsageError
 from sidestep.files import write_text_atomic
 from sidestep.report import figures, tables, views
 from sidestep.report.read import Group, compared, find, grouped, read
 from sidestep.report.sections import sections
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def run(paths: Sequence[Path], out: Path | None = None) -> dict[str, object]:
@@ -43,12 +46,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def render(groups: Sequence[Group], costs: Sequence[dict[str, Any]]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("sidestep.report", ".")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     data = PurePath(str(groups[0].first.summary["data"])).name
-    return page.get_template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         title=f"{and_(dict.fromkeys(str(group.first.summary['method']) for group in groups))} on {data}",
         result=result(groups, data),
         headline=tables.headline(groups),
@@ -62,6 +61,15 @@ def render(groups: Sequence[Group], costs: Sequence[dict[str, Any]]) -> str:
         runs=tables.runs(groups) if sum(len(group.runs) for group in groups) > 1 else None,
         provenance=tables.provenance(groups),
     )
+
+
+def template(name: str) -> Template:
+    """A template of this folder, which escapes what it shows and refuses to leave out what it does not know."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("sidestep.report", ".")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template(name)
 
 
 def every_run(groups: Sequence[Group]) -> str | None:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,10 @@ FEW = 8  # lines that are named
 
 # Stand-ins for the page's variables, which `inline` puts in their place.
 INK, MUTED, GRID, ACCENT = "#000001", "#000002", "#000003", "#000004"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ACCENT: "--accent"}
+NAMED = [f"#00001{n}" for n in range(1, FEW + 1)]  # lines that are told apart by their names, not by an order
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ACCENT: "--accent"} | {
+    colour: f"--line-{n}" for n, colour in enumerate(NAMED, 1)
+}
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -50,6 +54,21 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
 }
+
+# Named lines differ without their colours too: dashes in line widths, on and off; marker and its size, for equal areas.
+DASHES = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5), (8, 2), (2, 2), (3, 1, 1, 1, 1, 1), (8, 1.5, 2, 1.5))
+MARKERS = (("o", 4), ("s", 3.8), ("^", 4.6), ("D", 3.5), ("v", 4.6), ("P", 4.8), ("X", 4.8), ("*", 6))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y), x ascending, and the band around them; NaN where there is nothing, as after a run diverged."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 def curves(
@@ -137,27 +156,96 @@ def slack(alt: str, quantiles: np.ndarray, positive: np.ndarray) -> str:
         return inline(figure, alt)
 
 
-def dots(alt: str, accuracies: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Every run's accuracy as a dot, one row a group, its mean as a bar.  accuracies: a label and fractions each."""
+def lines(
+    alt: str,
+    series: Sequence[Line],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    zero: bool = False,
+) -> str:
+    """Up to eight named lines, each in its band; few points are marked.
+
+    log_x: the ticks are the x that are given, all > 0.  log_y: where all y are positive.  zero: a line at y = 0.
+    """
+    assert 0 < len(series) <= len(NAMED)
     with style(alt):
-        row = 0.46
-        figure, axes = panel(height=BOTTOM + 2 * TOP + row * len(accuracies), left=TOP)
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        for k, (label, values) in enumerate(accuracies):
-            percent = [100 * v for v in values]
-            axes.axhline(k, color=GRID, linewidth=0.6)
-            axes.plot(percent, [k] * len(percent), "o", color=MUTED, markerfacecolor="none", markersize=5)
-            axes.plot([np.mean(percent)], [k], "|", color=ACCENT, markersize=11, markeredgewidth=2.5)
-            axes.text(0, k - 0.16, label, transform=axes.get_yaxis_transform(), va="bottom")
-        axes.set_ylim(len(accuracies) - 0.6, -0.9)
-        axes.set_yticks([])
-        axes.margins(x=0.08)
-        axes.set_xlabel("accuracy, %")
+        figure, axes = panel(right=max(RIGHT, 0.16 + 0.065 * max(len(line.name) for line in series)))
+        given = sorted({float(x) for line in series for x in line.x})
+        if zero:
+            axes.axhline(0, color=INK, linewidth=0.8)
+        ends: list[tuple[float, str, str]] = []
+        for line, colour, dashes, (marker, size) in zip(series, NAMED, DASHES, MARKERS, strict=False):
+            x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+            (drawn,) = axes.plot(x, y, color=colour, dashes=dashes, zorder=3, clip_on=False)
+            if len(given) <= 20:
+                drawn.set(marker=marker, markersize=size)
+            last = np.flatnonzero(np.isfinite(y))[-1:]
+            if last.size:
+                ends.append((y[last[0]], line.name, colour))
+                if x[last[0]] < given[-1]:  # led to its name
+                    axes.plot([x[last[0]], given[-1]], [y[last[0]]] * 2, color=colour, linewidth=0.5, dashes=(1, 3))
+        if log_x:
+            axes.set_xscale("log")
+            axes.set_xticks(given, [plain(x) for x in given])
+            axes.minorticks_off()
+        elif all(x.is_integer() for x in given):
+            whole_numbers(axes)
+        if log_y and np.nanmin([y for line in series for y in line.y]) > 0:
+            logarithmic(axes)
+        axes.set_xlim(given[0], given[-1])
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        end_labels(axes, ends)
         return inline(figure, alt)
 
 
+def dots(alt: str, accuracies: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Every run's accuracy as a dot, one row a group, its mean as a bar.  accuracies: a label and fractions each."""
+    percent = [(label, [100 * v for v in values]) for label, values in accuracies]
+    rows = [(label, float(np.mean(values)), None, None, values) for label, values in percent]
+    return in_rows(alt, rows, "accuracy, %")
+
+
+def differences(
+    alt: str, rows: Sequence[tuple[str, float, float | None, float | None, Sequence[float]]], xlabel: str
+) -> str:
+    """Differences beside zero, one row each: a name, the mean as a bar, its interval, the single values as dots."""
+    return in_rows(alt, rows, xlabel, zero=True)
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
+
+
+def in_rows(
+    alt: str,
+    rows: Sequence[tuple[str, float, float | None, float | None, Sequence[float]]],
+    xlabel: str,
+    zero: bool = False,
+) -> str:
+    """One row a name, which stands above it: mean, low and high end of an interval or None, single values."""
+    with style(alt):
+        row = 0.46
+        figure, axes = panel(height=BOTTOM + 2 * TOP + row * len(rows), left=TOP)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        if zero:
+            axes.axvline(0, color=INK, linewidth=0.8)
+        for k, (name, mean, low, high, values) in enumerate(rows):
+            axes.axhline(k, color=GRID, linewidth=0.6)
+            if low is not None and high is not None:
+                axes.plot([low, high], [k, k], color=ACCENT)
+            axes.plot(values, [k] * len(values), "o", color=MUTED, markerfacecolor="none", markersize=5)
+            axes.plot([mean], [k], "|", color=ACCENT, markersize=11, markeredgewidth=2.5)
+            axes.text(0, k - 0.16, name, transform=axes.get_yaxis_transform(), va="bottom")
+        axes.set_ylim(len(rows) - 0.6, -0.9)
+        axes.set_yticks([])
+        axes.margins(x=0.08)
+        axes.set_xlabel(xlabel)
+        return inline(figure, alt)
 
 
 def style(alt: str) -> AbstractContextManager[None]:
@@ -167,12 +255,12 @@ def style(alt: str) -> AbstractContextManager[None]:
     return context(["default", {**STYLE, "svg.hashsalt": alt}])
 
 
-def panel(height: float = HEIGHT, left: float = LEFT) -> tuple[Figure, Axes]:
+def panel(height: float = HEIGHT, left: float = LEFT, right: float = RIGHT) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; heights and margins are inches, so that every figure's text is of one size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
-    box = (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, (height - BOTTOM - TOP) / height)
+    box = (left / WIDTH, BOTTOM / height, (WIDTH - left - right) / WIDTH, (height - BOTTOM - TOP) / height)
     return figure, figure.add_axes(box)
 
 
@@ -184,6 +272,11 @@ def depth(block: int, count: int) -> str:
 def shade(colour: re.Match[str]) -> str:
     """What `depth` stands for."""
     return f"color-mix(in srgb, var(--accent) {int(colour[1], 16)}%, var(--page))"
+
+
+def plain(value: float) -> str:
+    """A number as one writes it, however large."""
+    return f"{value:,.10g}"
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -200,7 +293,7 @@ def logarithmic(axes: Axes) -> None:
     low, high = axes.get_ylim()
     decades = LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,))
     axes.yaxis.set_major_locator(MaxNLocator(5) if high / low < 6 else decades)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
