@@ -28,6 +28,7 @@ class LocalHeads(Method, ABC):
     label_smoothing: float | str = 0.0  # a constant, or sid[:ALPHA]: block i smoothed by SID's r_i
     head: HeadKind = "auto"  # linear, conv or mlp; auto: conv on feature maps, else linear
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
+    head_depth: int = 1  # convolutions of a conv head, hidden layers of an mlp head
 
     def __post_init__(self) -> None:
         smoothings(self.label_smoothing)
@@ -37,7 +38,12 @@ class LocalHeads(Method, ABC):
         count = len(slices.nets)
         smoothings(self.label_smoothing, count)
         blocks = [
-            Block(i, count, net, head=Head(shape, task.num_classes, self.head, width=self.head_width))
+            Block(
+                i,
+                count,
+                net,
+                head=Head(shape, task.num_classes, self.head, width=self.head_width, depth=self.head_depth),
+            )
             for i, (net, shape) in enumerate(zip(slices.nets[:-1], slices.shapes, strict=False))
         ]
         return Chain([*blocks, Block(count - 1, count, slices.nets[-1])], at=slices.at)

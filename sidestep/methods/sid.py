@@ -68,6 +68,7 @@ class SID(Method):
     label_smoothing: float = 0.0  # s, of the target t
     head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
+    head_depth: int = 1  # convolutions of a conv head, hidden layers of an mlp head
     hidden: int = 256  # shared: hidden units of a belief module, as released
 
     def __post_init__(self) -> None:
@@ -96,7 +97,8 @@ class SID(Method):
             return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], Pool()))
         slices = plan(model, task.sample)
         heads = [
-            Head(shape, task.num_classes, self.head, belief=seen, width=self.head_width) for shape in slices.shapes
+            Head(shape, task.num_classes, self.head, belief=seen, width=self.head_width, depth=self.head_depth)
+            for shape in slices.shapes
         ]
         blocks = [
             Block(i, len(heads), body, head=head)

@@ -30,12 +30,19 @@ def pooled_width(shape: torch.Size) -> int:
 class Head(nn.Module):
     """Features of a block, and an optional belief beside them, to logits.
 
-    linear: pool, then a linear map.  conv: at most 8 x 8 positions, one 3 x 3 convolution with BatchNorm and ReLU, then
-    as linear.  mlp: a hidden layer after the pool.  auto: conv for feature maps, linear for the rest.
+    linear: pool, then a linear map.  conv: at most 8 x 8 positions, `depth` 3 x 3 convolutions with BatchNorm and ReLU,
+    then as linear.  mlp: `depth` hidden layers after the pool.  auto: conv for feature maps, linear for the rest.
     """
 
     def __init__(
-        self, shape: torch.Size, outputs: int, kind: HeadKind = "auto", *, belief: int = 0, width: int = 128
+        self,
+        shape: torch.Size,
+        outputs: int,
+        kind: HeadKind = "auto",
+        *,
+        belief: int = 0,
+        width: int = 128,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         if kind not in get_args(HeadKind):
@@ -45,17 +52,26 @@ class Head(nn.Module):
             raise ValueError(
                 f"got head='conv' for features of shape {tuple(shape)}, expected feature maps; use linear or mlp."
             )
+        if depth < 1:
+            raise ValueError(f"got head_depth={depth}, expected at least 1; head=linear has no hidden layer.")
         self.classes = outputs
         features = pooled_width(shape)
         self.trunk: nn.Module = Pool()
         if kind == "conv" or (kind == "auto" and spatial):
             small = min(shape[1], 8), min(shape[2], 8)
             shrink = nn.AdaptiveAvgPool2d(small) if small != tuple(shape[1:]) else nn.Identity()
-            conv = nn.Conv2d(features, width, 3, padding=1, bias=False)
-            self.trunk = nn.Sequential(shrink, conv, nn.BatchNorm2d(width), nn.ReLU(), Pool())
+            layers: list[nn.Module] = []
+            for inputs in (features, *[width] * (depth - 1)):
+                conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+                layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            self.trunk = nn.Sequential(shrink, *layers, Pool())
             features = width
-        hidden = [nn.Linear(features + belief, width), nn.ReLU()] if kind == "mlp" else []
-        self.out = nn.Sequential(*hidden, nn.Linear(width if hidden else features + belief, outputs))
+        features += belief
+        hidden: list[nn.Module] = []
+        for _ in range(depth if kind == "mlp" else 0):
+            hidden += [nn.Linear(features, width), nn.ReLU()]
+            features = width
+        self.out = nn.Sequential(*hidden, nn.Linear(features, outputs))
 
     def forward(self, h: Tensor, *belief: Tensor) -> Tensor:
         """h: the block's features; belief: (B, C) beside the pooled features.  Returns logits (B, outputs)."""

@@ -114,3 +114,21 @@ def test_a_belief_module_is_the_released_one() -> None:
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     expected = F.linear(F.linear(torch.cat([p, z], 1), first.weight, first.bias).relu(), last.weight, last.bias)
     assert torch.equal(module(z, p), expected)
+
+
+def test_a_deeper_conv_head_is_that_many_convolutions_in_a_row() -> None:
+    head = Head(torch.Size((3, 8, 8)), 5, "conv", belief=5, width=4, depth=2).eval()
+    h, belief = torch.randn(6, 3, 8, 8), torch.rand(6, 5)
+    first, second = (m for m in head.modules() if isinstance(m, nn.Conv2d))
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
+    expected = norms[1](second(norms[0](first(h)).relu())).relu().mean((2, 3))
+    (linear,) = (m for m in head.modules() if isinstance(m, nn.Linear))
+    assert torch.equal(head(h, belief), linear(torch.cat([expected, belief], -1)))
+
+
+def test_a_deeper_mlp_head_is_that_many_hidden_layers() -> None:
+    head = Head(torch.Size((7,)), 5, "mlp", belief=5, width=4, depth=3)
+    widths = [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(12, 4), (4, 4), (4, 4), (4, 5)]
+    with pytest.raises(ValueError, match="got head_depth=0"):
+        Head(torch.Size((7,)), 5, "mlp", depth=0)
