@@ -194,6 +194,7 @@ def assemble(
         rule,
         seed=config.seed,
         accumulate=config.accumulate,
+        freeze=config.freeze,
         autocast=torch.bfloat16 if precision == "bf16" else None,
         compile=config.compile,
     )

@@ -171,9 +171,11 @@ def latest(folder: Path, prefix: str = "step") -> Path | None:
 def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Mapping[str, object]) -> list[str]:
     """Whether this run can continue from the checkpoint; one warning for each difference of environment.
 
-    Raises DataError, naming the first key that differs, for a checkpoint of another run.
+    Raises DataError, naming the first key that differs, for a checkpoint of another run.  A key that the checkpoint does
+    not know is newer than it, and no difference.
     """
-    for key, got, expected in _differences(manifest.fingerprint, _as_read(fingerprint)):
+    known = {key: value for key, value in fingerprint.items() if key in manifest.fingerprint}
+    for key, got, expected in _differences(manifest.fingerprint, _as_read(known)):
         raise DataError(
             f"the checkpoint of step {manifest.step} has {key} = {got}, expected {expected} as in this run; "
             "resume with the settings it was made with, or start a new run in another folder."

@@ -43,6 +43,7 @@ POSITIVE = Range("a number above 0", lambda v: 0 < v < inf)
 NOT_NEGATIVE = Range("a number of at least 0", lambda v: 0 <= v < inf)
 COUNT = Range("an integer of at least 1", lambda v: v >= 1)
 FRACTION = Range("a number in [0, 1)", lambda v: 0 <= v < 1)
+BLOCKS = Range("block numbers from 0, by commas", lambda v: all(n >= 0 for n in v))
 RATE = Range("a number in [0, 1]", lambda v: 0 <= v <= 1)
 DECAY = Range("a number between 0 and 1", lambda v: 0 < v < 1)
 SEED = Range("an integer from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63)
@@ -82,6 +83,9 @@ class TrainConfig:
     warmup: float = field(metadata=about("training", "share of the steps in which it climbs to its peak", FRACTION))
     clip: float | None = field(metadata=about("training", "largest norm of a block's gradient, or none", POSITIVE))
     ema: float | None = field(metadata=about("training", "decay of averaged parameters, or none", DECAY))
+    freeze: tuple[int, ...] = field(
+        default=(), metadata=about("training", "blocks, from 0, that are not trained, by commas", BLOCKS)
+    )
     select: Select = field(metadata=about("training", "the epoch that is reported; best is by validation accuracy"))
     test: Literal["end", "epochs", "never"] = field(
         default="end", metadata=about("training", "when the test set is read; nothing is ever chosen by it")
@@ -190,7 +194,7 @@ def flat(config: TrainConfig) -> dict[str, object]:
 
 def to_toml(config: TrainConfig) -> str:
     """One `key = value` a line; `from_toml` reads it back exactly, and `--config` takes it."""
-    return "".join(f"{json.dumps(k) if '.' in k else k} = {_literal(v)}\n" for k, v in flat(config).items())
+    return "".join(f"{json.dumps(k) if '.' in k else k} = {literal(v)}\n" for k, v in flat(config).items())
 
 
 def from_toml(text: str, where: str = "config.toml") -> TrainConfig:
@@ -319,7 +323,7 @@ def _parse(text: str, where: str) -> dict[str, Given]:
         raise DataError(f"{where} is no TOML: {error}; expected lines like epochs = 3.") from None
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
     """A TOML value; None, which TOML lacks, is the word none."""
     if value is None:
         return '"none"'
@@ -328,7 +332,7 @@ def _literal(value: object) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     return json.dumps(str(value), ensure_ascii=False).replace(
         "\x7f", "\\u007f"
     )  # JSON's strings are TOML's but for DEL

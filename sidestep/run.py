@@ -10,19 +10,20 @@ import sys
 import tomllib
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sidestep import __version__, checkpoint, files
+from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import CONFIG, PLACE, TrainConfig, from_toml, to_toml
+from sidestep.config import CONFIG, OPTIONS, PLACE, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
+from sidestep.methods import METHODS, method_class
 
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 CUSTOM = "custom"
@@ -113,7 +114,8 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     if not config.at:
         now["at"] = saved.get("at")  # the cut was resolved when the run began
     for key in dict.fromkeys([*saved, *now]):
-        if saved.get(key) != now.get(key):
+        newer = key not in saved and now[key] == default_of(key, config.model)  # than the run is
+        if saved.get(key) != now.get(key) and not newer:
             raise DataError(
                 f"got {key} = {now.get(key)!r}, expected {saved.get(key)!r} as in the run that {folder} holds; "
                 "leave it as it was, or start a new run with another --out."
@@ -207,6 +209,18 @@ def settings(text: str, where: str = CONFIG) -> dict[str, Any]:
         return {key: value for key, value in tomllib.loads(text).items() if key not in FREE}
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{where} is no TOML: {error}; expected the configuration of a run.") from None
+
+
+def default_of(key: str, model: str) -> object:
+    """What a key is where nobody sets it, as a written configuration has it; None for a key that must be set."""
+    owner, _, name = key.rpartition(".")
+    if owner == "model" and model in models.MODELS:
+        default = models.options(model)[name]
+    elif owner in METHODS:
+        default = next(f.default for f in fields(method_class(owner)) if f.name == name)
+    else:
+        default = OPTIONS[key].default if key in OPTIONS else MISSING
+    return None if default is MISSING else tomllib.loads(f"value = {literal(default)}")["value"]
 
 
 def fingerprint(assembly: Assembly) -> Mapping[str, object]:

@@ -150,6 +150,8 @@ def test_a_bad_value_is_refused_even_where_a_later_layer_overrides_it(tmp_path: 
         ("seed", "-1"),
         ("seed", str(2**63)),
         ("threads", "0"),
+        ("freeze", "-1"),
+        ("freeze", "two"),
         ("save_every", "0"),
         ("nesterov", "perhaps"),
         ("data", 3),
@@ -223,13 +225,14 @@ def test_text_becomes_the_type_of_its_key() -> None:
             "ema": "0.99",
             "nesterov": "no",
             "at": "layer2,layer5",
+            "freeze": "2,0",
             "blocks": "3",
             "out": "runs/x",
             "sid.alpha": "0.25",
         },
     )
     assert (config.lr, config.threads, config.clip, config.ema, config.nesterov) == (3.0, 2, None, 0.99, False)
-    assert (config.at, config.out) == (("layer2", "layer5"), Path("runs/x"))
+    assert (config.at, config.freeze, config.out) == (("layer2", "layer5"), (2, 0), Path("runs/x"))
     assert config.method_options["alpha"] == 0.25
     assert resolve("sid", {"sid.alpha": "1,0.5"}).method_options["alpha"] == "1,0.5"
     assert resolve("backprop", {"backprop.label_smoothing": "sid:0.5"}).method_options["label_smoothing"] == "sid:0.5"
@@ -252,7 +255,7 @@ def test_a_resolved_configuration_round_trips(method: str) -> None:
 
 
 def test_a_written_configuration_is_a_config_file(tmp_path: Path) -> None:
-    config = resolve("sid", {"data": "mnist", "sid.alpha": "linear:1:0.1", "ema": "0.9", "threads": "1"})
+    config = resolve("sid", {"data": "mnist", "sid.alpha": "linear:1:0.1", "ema": "0.9", "threads": "1", "freeze": "1"})
     assert resolve(None, {}, written(tmp_path, to_toml(config))) == config
 
 
@@ -269,8 +272,8 @@ BASE = resolve("backprop")
 
 def test_the_keys_of_a_configuration_are_flat_and_complete() -> None:
     keys = flat(resolve("sid", {"model": "mlp"}))
-    own = {"sid.alpha", "sid.form", "sid.direction", "sid.label_smoothing", "sid.head", "sid.head_width", "sid.hidden"}
-    assert set(keys) == {*OPTIONS, "model.depth", "model.width", *own}
+    own = {"alpha", "form", "belief", "direction", "label_smoothing", "head", "head_width", "head_depth", "hidden"}
+    assert set(keys) == {*OPTIONS, "model.depth", "model.width", *(f"sid.{name}" for name in own)}
 
 
 def test_an_incomplete_file_of_a_run_is_bad_data() -> None:

@@ -205,6 +205,21 @@ def test_where_there_is_no_complete_checkpoint_it_starts_and_says_so(
     assert weights(out) == weights(finished)
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_where_that_has_its_default(
+    copied: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copied / "config.toml"
+    newer = ("nesterov", '"sid.head"', "freeze")
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith(newer)))
+    assert len(config.read_text().splitlines()) == len(lines) - 3
+    path = copied / "checkpoints" / "step-10"
+    assert cli.main(["train", "sid", "--resume", str(path), "--set", "sid.head=mlp"]) == 1
+    assert "got sid.head = 'mlp', expected None" in capsys.readouterr().err
+    assert cli.main(["train", "sid", "--resume", str(path)]) == 0
+    assert (weights(copied), rows(copied)) == (weights(finished), rows(finished))
+
+
 def test_a_path_rewinds_the_run_to_that_checkpoint(copied: Path, finished: Path) -> None:
     first = copied / "checkpoints" / "step-10"
     assert cli.main(["train", "sid", "--resume", str(first)]) == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, run_cell, run_hub
-from sidestep.core.emit import Message
+from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Derived, plan
 from sidestep.core.task import Task
@@ -31,6 +31,9 @@ class Streaming:
 
     A block is updated right after its own last cell, so that at most the graphs the program asks for are alive at once:
     one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
+
+    freeze: blocks, from 0, whose parameters stay as they are (requires_grad is off); what their objectives ask of other
+    parts still counts, and running statistics still move.
     """
 
     def __init__(
@@ -42,11 +45,17 @@ class Streaming:
         *,
         seed: int = 0,
         accumulate: int = 1,
+        freeze: Collection[int] = (),
         autocast: torch.dtype | None = None,
         compile: bool = False,
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"got accumulate={accumulate}, expected 1 or more micro-batches.")
+        if outside := sorted(set(freeze) - set(range(len(chain.blocks)))):
+            raise ValueError(f"got freeze={outside[0]}, expected blocks, from 0 to {len(chain.blocks) - 1}.")
+        for n in freeze:
+            chain.blocks[n].requires_grad_(False)
+        self.freeze = frozenset(freeze)
         self.method, self.chain, self.task, self.rule = method, chain, task, rule
         self.accumulate = accumulate
         device = next(p for _, p in chain.named_parameters()).device
@@ -142,7 +151,7 @@ class Streaming:
                 losses[n] = emit.loss.detach()
                 if only is not None and n not in only:
                     emit.loss = emit.loss * 0.0
-            sent = finish_cell(emit, scale)
+            sent = finish_cell(learnable(emit) if n in self.freeze else emit, scale)
             if p.order != "each":
                 carry = sent
             metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
@@ -256,6 +265,12 @@ class Streaming:
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
         self.steps = int(state["steps"])
+
+
+def learnable(emit: Emit) -> Emit:
+    """Without what reaches no parameter: a frozen block's objective, or pull, on inputs that ask for no gradient."""
+    loss = emit.loss if emit.loss is not None and emit.loss.requires_grad else None
+    return replace(emit, loss=loss, pull=tuple(pair for pair in emit.pull if pair[0].requires_grad))
 
 
 def compilable(chain: Chain) -> list[nn.Module]:

@@ -32,7 +32,10 @@ EXPECTED: dict[str, tuple[list[list[int]], list[list[int]]]] = {
     "local_ce": ([[0], [1], [2]], NONE),
     "sid-trunk": ([[0], [1], [2]], NONE),
     "sid-trunk-paper": ([[0], [1], [2]], NONE),
+    "sid-trunk-residual": ([[0], [1], [2]], NONE),
+    "sid-trunk-parallel": ([[0], [1], [2]], NONE),
     "sid-shared": ([[0], [1], [2]], NONE),
+    "sid-shared-parallel": ([[0], [1], [2]], NONE),
 }
 
 
@@ -56,7 +59,7 @@ def test_every_method_is_found_as_isolated_as_its_program_says(case: Case) -> No
 def test_a_shared_extractor_is_named_and_never_called_isolated(case: Case) -> None:
     engine = engine_for(case.method)
     found: dict[str, Any] = measure(engine, some_batch())
-    if case.id != "sid-shared":
+    if "shared" not in case.id:
         assert found["shared"] == []
         assert found["shared_depends_on"] == []
         assert column(found, "reaches_shared") == [False] * 3
@@ -66,7 +69,7 @@ def test_a_shared_extractor_is_named_and_never_called_isolated(case: Case) -> No
     assert found["shared_depends_on"] == [0, 1, 2]
     assert column(found, "reaches_shared") == [True] * 3
     assert not found["gradients_cross"]  # not over the cuts
-    assert found["locks"] == {"forward": True, "backward": False, "update": True}
+    assert found["locks"] == {"forward": "parallel" not in case.id, "backward": False, "update": True}
 
 
 def test_a_frozen_extractor_leaves_the_blocks_isolated() -> None:
