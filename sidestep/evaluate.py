@@ -13,6 +13,8 @@ from sidestep.assemble import Assembly
 from sidestep.data.samples import Source
 from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
+from sidestep.measure.probes import probe_table
+from sidestep.measure.probes import probes as measure_probes
 
 MEASURES = ("accuracy", "nll", "brier", "ece")
 IDENTITY_TOLERANCE = 1e-9  # of the size of the terms
@@ -51,7 +53,7 @@ def last(measured: Mapping[str, object], name: str) -> float:
     return float(values[-1])
 
 
-def run(path: Path, *, descent: bool = False) -> dict[str, object]:
+def run(path: Path, *, descent: bool = False, probes: bool = False) -> dict[str, object]:
     """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names."""
     from sidestep.run import load_run
 
@@ -63,7 +65,11 @@ def run(path: Path, *, descent: bool = False) -> dict[str, object]:
     result |= {f"test_{m}": last(measured, m) for m in MEASURES} | {f"block_test_{m}": measured[m] for m in MEASURES}
     if descent:
         result["descent"] = measured.get("descent")
-    return result | {"text": block_table(result)}
+    text = block_table(result)
+    if probes:
+        result["probes"] = found = measure_probes(assembly)
+        text += f"\n\n{probe_table(found)}"
+    return result | {"text": text}
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:

@@ -24,6 +24,7 @@ from sidestep.errors import DataError, Diverged, UsageError
 from sidestep.evaluate import MEASURES, evaluate, last, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
+from sidestep.measure.readouts import readouts
 from sidestep.progress import Progress
 from sidestep.run import (
     METRICS,
@@ -242,6 +243,8 @@ class Trainer:
             summary |= {f"block_test_{m}": measured[m] for m in MEASURES}
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
+        if (read := readouts(assembly)) is not None:
+            summary["readouts"] = read
         seconds, steps = self.timed
         summary |= {
             "samples_per_second": self.config.batch_size * steps / seconds if seconds else None,

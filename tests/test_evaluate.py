@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sidestep import cli
 from sidestep.data.samples import Samples
 from sidestep.evaluate import IDENTITY_TOLERANCE, MEASURES, block_table, evaluate
+from sidestep.measure.probes import probes
 from sidestep.run import load_run
 from tests.test_train import contents, trained
 
@@ -152,6 +153,27 @@ def test_evaluating_leaves_the_parameters_alone(finished: dict[str, Path]) -> No
     best: Any = run.history[int(str(run.summary["selected"]).split()[4]) - 1]
     assert first == best["val"]
     assert all(torch.equal(before[k], v) for k, v in run.assembly.engine.state_dict().items())
+
+
+# ---------------------------------------------------------------------- probes
+
+
+def test_probes_stand_under_the_table_and_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    trained("backprop", run, epochs="1")
+    before = contents(run)
+    found = evaluated(run, capsys, "--probes")["probes"]
+    assert found == probes(load_run(run).assembly)
+    assert [row["dimension"] for row in found] == [64] * 4  # model.width, the last block's before the classifier
+    assert "probes" not in evaluated(run, capsys)
+    assert cli.main(["evaluate", str(run), "--probes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[6:8] == ["linear probes on what each block sends on, validation", "block   acc %  features     L2"]
+    for i, (row, line) in enumerate(zip(found, lines[8:], strict=True), 1):
+        shown = [float(word) for word in line.split()]
+        assert shown == pytest.approx([i, 100 * row["accuracy"], 64, row["l2"]], abs=0.006)
+    assert contents(run) == before
 
 
 # ---------------------------------------------------------------------- what is no finished run
