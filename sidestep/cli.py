@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -109,27 +110,36 @@ def bench(args: Args) -> Result:
 def study(args: Args) -> Result:
     from sidestep.studies import study_named
 
-    study_named(args.words[0])  # an unknown name is found before torch is loaded
+    for name in args.words:
+        study_named(name)  # an unknown name is found before torch is loaded
 
     from sidestep.studies.runner import run
 
-    return run(
-        args.words[0],
-        execute,
-        results=args.results,
-        runs=args.runs,
-        machine="gpu" if args.gpu else "cpu",
-        seeds=args.seeds,
-        minutes=args.minutes,
-        smoke=args.smoke,
-        page_only=args.page,
-    )
+    ends = time.monotonic() + 60 * args.minutes if args.minutes else math.inf
+    found: list[Result] = []
+    for name in args.words:
+        left = (ends - time.monotonic()) / 60
+        found.append(
+            run(
+                name,
+                execute,
+                results=args.results,
+                runs=args.runs,
+                machine="gpu" if args.gpu else "cpu",
+                seeds=args.seeds,
+                minutes=left if args.minutes else None,
+                smoke=args.smoke,
+                page_only=args.page or left <= 0,
+            )
+        )
+    text = "\n".join(result.pop("text") for result in found)
+    return {"studies": found, "left": sum(result["left"] for result in found), "text": text}
 
 
 def evaluate(args: Args) -> Result:
     from sidestep.evaluate import run
 
-    return run(Path(args.words[0]), descent=args.descent)
+    return run(Path(args.words[0]), descent=args.descent, probes=args.probes)
 
 
 def report(args: Args) -> Result:
@@ -258,13 +268,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "study": Command(
         study,
-        "a grid of runs with resume, its rows in results/, and its page",
+        "grids of runs with resume, their rows in results/, and a page each",
         "sidestep study reproduction --seeds 1",
-        takes="NAME",
+        takes="NAME...",
         extra={
             "--seeds": {"type": count, "metavar": "N", "help": "at most so many (default: the study's own)"},
             "--gpu": {"action": "store_true", "help": "the pieces that are for a GPU, on CUDA"},
-            "--minutes": {"type": positive, "metavar": "X", "help": "save and end then; the same line goes on"},
+            "--minutes": {"type": positive, "metavar": "X", "help": "save and end then, in all; the same line goes on"},
             "--smoke": {"action": "store_true", "help": "every piece on digits for one epoch: does it run?"},
             "--page": {"action": "store_true", "help": "run nothing, make the page anew"},
             "--results": {"type": Path, "default": Path("results"), "metavar": "FOLDER", "help": "of rows and page"},
@@ -276,7 +286,10 @@ COMMANDS: dict[str, Command] = {
         "metrics of a finished run, block by block",
         "sidestep evaluate runs/mnist-sid --descent",
         takes="RUN",
-        extra={"--descent": {"action": "store_true", "help": "the belief curves too"}},
+        extra={
+            "--descent": {"action": "store_true", "help": "the belief curves too"},
+            "--probes": {"action": "store_true", "help": "which block loses information: a linear probe on each"},
+        },
     ),
     "report": Command(
         report,

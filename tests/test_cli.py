@@ -252,11 +252,27 @@ def test_describe_and_audit_get_one_configuration(monkeypatch: pytest.MonkeyPatc
     assert audited == [((resolve("local_ce", {"device": "cpu", "local_ce.head": "linear"}),), {})]
 
 
+def test_a_study_gets_its_name_and_where_its_rows_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = seen(monkeypatch, "sidestep.studies.runner")
+    cli.main(["study", "reproduction", "--gpu", "--minutes", "9", "--results", "r"])
+    ((words, named),) = asked
+    assert words == ("reproduction", cli.execute)
+    assert named == {
+        "results": Path("r"),
+        "runs": Path("runs/studies"),
+        "machine": "gpu",
+        "seeds": None,
+        "minutes": 9.0,
+        "smoke": False,
+        "page_only": False,
+    }
+
+
 def test_evaluate_and_report_get_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated, reported = seen(monkeypatch, "sidestep.evaluate"), seen(monkeypatch, "sidestep.report.build")
     cli.main(["evaluate", "runs/a", "--descent"])
     cli.main(["report", "runs/a", "runs/b", "--out", "x.html"])
-    assert evaluated == [((Path("runs/a"),), {"descent": True})]
+    assert evaluated == [((Path("runs/a"),), {"descent": True, "probes": False})]
     assert reported == [(([Path("runs/a"), Path("runs/b")], Path("x.html")), {})]
 
 
@@ -333,8 +349,8 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = ["train", "comparison", "measure.describe", "measure.isolation", "bench.step", "evaluate", "report.build"]
-    for module in modules:
+    commands = ["train", "comparison", "studies.runner", "evaluate", "report.build"]
+    for module in (*commands, "measure.describe", "measure.isolation", "bench.step"):
         seen(monkeypatch, f"sidestep.{module}")
     assert cli.main(cli.COMMANDS[command].example.split()[1:]) == 0
 

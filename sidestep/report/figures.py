@@ -25,9 +25,9 @@ SIZE = 9  # of text, points
 FEW = 8  # lines that are named
 
 # Stand-ins for the page's variables, which `inline` puts in their place.
-INK, MUTED, GRID, ACCENT = "#000001", "#000002", "#000003", "#000004"
+INK, MUTED, GRID, ACCENT, PAGE = "#000001", "#000002", "#000003", "#000004", "#000005"
 NAMED = [f"#00001{n}" for n in range(1, FEW + 1)]  # lines that are told apart by their names, not by an order
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ACCENT: "--accent"} | {
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ACCENT: "--accent", PAGE: "--page"} | {
     colour: f"--line-{n}" for n, colour in enumerate(NAMED, 1)
 }
 
@@ -184,20 +184,19 @@ def lines(
             (drawn,) = axes.plot(x, y, color=colour, dashes=dashes, zorder=3, clip_on=False)
             if len(given) <= 20:
                 drawn.set(marker=marker, markersize=size)
-            last = np.flatnonzero(np.isfinite(y))[-1:]
-            if last.size:
-                ends.append((y[last[0]], line.name, colour))
-                if x[last[0]] < given[-1]:  # led to its name
-                    axes.plot([x[last[0]], given[-1]], [y[last[0]]] * 2, color=colour, linewidth=0.5, dashes=(1, 3))
+            reached = np.isfinite(y)
+            if reached.any():
+                end, value = float(x[reached][-1]), float(y[reached][-1])
+                ends.append((value, line.name, colour))
+                if end < given[-1]:  # led to its name
+                    axes.plot([end, given[-1]], [value, value], color=colour, linewidth=0.5, dashes=(1, 3))
         if log_x:
-            axes.set_xscale("log")
-            axes.set_xticks(given, [plain(x) for x in given])
-            axes.minorticks_off()
+            logarithmic_at(axes, given)
         elif all(x.is_integer() for x in given):
             whole_numbers(axes)
         if log_y and np.nanmin([y for line in series for y in line.y]) > 0:
             logarithmic(axes)
-        axes.set_xlim(given[0], given[-1])
+        axes.set_xlim(given[0] / 2 if len(given) == 1 else given[0], given[-1])
         axes.set(xlabel=xlabel, ylabel=ylabel)
         end_labels(axes, ends)
         return inline(figure, alt)
@@ -235,12 +234,14 @@ def in_rows(
         if zero:
             axes.axvline(0, color=INK, linewidth=0.8)
         for k, (name, mean, low, high, values) in enumerate(rows):
-            axes.axhline(k, color=GRID, linewidth=0.6)
+            axes.axhline(k, color=GRID, linewidth=0.6, zorder=1 if zero else 2)
             if low is not None and high is not None:
                 axes.plot([low, high], [k, k], color=ACCENT)
             axes.plot(values, [k] * len(values), "o", color=MUTED, markerfacecolor="none", markersize=5)
             axes.plot([mean], [k], "|", color=ACCENT, markersize=11, markeredgewidth=2.5)
-            axes.text(0, k - 0.16, name, transform=axes.get_yaxis_transform(), va="bottom")
+            text = axes.text(0, k - 0.16, name, transform=axes.get_yaxis_transform(), va="bottom")
+            if zero:  # its line does not strike a name out
+                text.set_bbox({"facecolor": PAGE, "linewidth": 0, "pad": 0})
         axes.set_ylim(len(rows) - 0.6, -0.9)
         axes.set_yticks([])
         axes.margins(x=0.08)
@@ -295,6 +296,23 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5) if high / low < 6 else decades)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def logarithmic_at(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with ticks at these ascending values, written where there is room, the last one first."""
+    axes.set_xscale("log")
+    width = axes.get_position().width * WIDTH * 72
+    decades = np.log10(values[-1]) - np.log10(values)
+    texts: list[str] = []
+    taken = -np.inf
+    for value, place in zip(reversed(values), reversed(width * decades / max(decades[0], 1e-9)), strict=True):
+        text = plain(value)
+        half = 0.3 * SIZE * len(text)  # of its width, about
+        texts.append(text if place - half > taken else "")
+        if texts[-1]:
+            taken = place + half + 0.4 * SIZE
+    axes.set_xticks(values, reversed(texts))
+    axes.minorticks_off()
 
 
 def name_lines(axes: Axes, ends: Mapping[int, float], count: int) -> None:

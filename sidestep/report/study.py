@@ -31,12 +31,11 @@ class Page:
     """One paragraph of numbers that a reader can check against the tables."""
     sections: Sequence[Section]
     rows: Sequence[Mapping[str, Any]]
-    """What the page was made from.  Each row has `labels` (words by their name), `device`, `commit` and `command`; it may
-    have `seed`, `val_accuracy` and `test_accuracy` (fractions), and `failed`: how it diverged, shown for accuracies."""
+    """What the page was made from.  Each has `labels` (words by their names), `device`, `commit` and `command`; it may
+    have `seed`, and `val_accuracy` and `test_accuracy` (fractions) or, in their place, how the run `failed`."""
 
 
 def write_page(page: Page, out: Path) -> None:
     """Write one HTML file that needs nothing else.  Equal pages give equal bytes."""
-    write_text_atomic(
-        out, template("study.html.jinja").render(title=page.title, result=page.answer, page=page, percent=PERCENT)
-    )
+    html = template("study.html.jinja").render(title=page.title, result=page.answer, page=page, percent=PERCENT)
+    write_text_atomic(out, html)

@@ -1,8 +1,8 @@
 """Running a study: piece by piece, a row for each in `results/NAME.jsonl`, and its page beside them.
 
 It goes on where the rows end.  A piece that was cut short goes on from its last checkpoint, and one that had finished
-without leaving its row leaves it now.  The same line started again meanwhile is a second worker: it takes what nobody
-else is at.
+without leaving its row leaves it now.  The same command started again meanwhile is a second worker: it takes what
+nobody else is at.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from threading import Timer
 from types import FrameType
 from typing import Any
 
+import torch
+
 from sidestep.errors import Busy, Diverged
 from sidestep.files import append_jsonl, only_writer, read_jsonl
-from sidestep.run import commit
+from sidestep.run import commit, device_name
 from sidestep.studies import study_named
-from sidestep.studies.study import Machine, Piece, Row, Study
+from sidestep.studies.study import Machine, Piece, Row
 
 RUN = "run"
 """Where in a piece's folder its run is kept; the folder itself is the worker's lock."""
+WAIT = 5.0
+"""Seconds between two looks at what other workers have left."""
 
 Execute = Callable[[Sequence[str]], dict[str, Any]]
 """Runs one command line (the words after `sidestep`) and returns what it prints with --json."""
@@ -53,46 +57,51 @@ def run(
     digits, for one epoch.  page_only: run nothing.
     """
     study = study_named(name)
-    pieces = study.pieces(machine, seeds, smoke)
     file = results / f"{name}.jsonl"
+
+    def missing() -> list[Piece]:
+        rows = read_jsonl(file)
+        done = {row["command"] for row in rows}
+        return [piece for piece in study.pieces(machine, seeds, smoke, rows) if piece.command not in done]
+
+    def take(piece: Piece) -> bool:
+        """Leave this piece's row, unless another worker is at it."""
+        folder = runs / name / slug(piece)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_writer(folder):
+                # Asked inside the lock: another worker may have just left it.
+                if piece in missing():
+                    note(f"{name}: {piece.command}")
+                    append_jsonl(file, evidence(piece, name, execute, folder))
+                    prune(folder)
+            return True
+        except Busy:
+            return False
+
     results.mkdir(parents=True, exist_ok=True)
     if not page_only:
-        work(study, name, pieces, execute, file, runs / name, minutes)
-    wanted = {piece.command for piece in pieces}
-    rows = read_jsonl(file)
-    left = len(wanted - {row["command"] for row in rows})
+        with deadline(minutes):
+            # What follows from a row just left, the choice of a candidate, is among what is missing next.
+            while todo := missing():
+                if not any(take(piece) for piece in todo):
+                    time.sleep(WAIT)  # for the other workers: what one of them drops is taken up here
+    rows, left = read_jsonl(file), len(missing())
     page = results / f"{name}.html"
     if rows:
         from sidestep.report.study import write_page
 
         write_page(study.page(rows), page)
-    text = f"{name}: {len(pieces) - left} of {len(pieces)} rows are in {file}" + (f"\npage: {page}" if rows else "")
+    text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f"\npage: {page}" if rows else "")
     return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}
-
-
-def work(
-    study: Study, name: str, pieces: Sequence[Piece], execute: Execute, file: Path, runs: Path, minutes: float | None
-) -> None:
-    """Leave the row of every piece that has none yet."""
-    with deadline(minutes):
-        for number, piece in enumerate(pieces, 1):
-            folder = runs / slug(piece)
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with only_writer(folder):
-                    # Asked inside the lock: another worker may have just left it.
-                    if all(row["command"] != piece.command for row in read_jsonl(file)):
-                        note(f"{name}: {number} of {len(pieces)}: {piece.command}")
-                        append_jsonl(file, evidence(piece, name, execute, folder))
-                        prune(folder)
-            except Busy:
-                note(f"{name}: {number} of {len(pieces)} is another worker's: {piece.command}")
 
 
 def evidence(piece: Piece, name: str, execute: Execute, folder: Path) -> Row:
     """Run one piece, or what is left of it."""
     place = ["--out", str(folder / RUN), "--resume", "last"] if piece.words[0] == "train" else []
-    row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command, "commit": commit()}
+    device = device_name(torch.device("cuda" if piece.words[-1] == "cuda" else "cpu"))  # the last word on it counts
+    row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command}
+    row |= {"commit": commit(), "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
     began = time.perf_counter()
     try:
         found = execute([*piece.words, *place])

@@ -2,13 +2,16 @@
 
 A piece of evidence is the row that one command line leaves; whoever runs that line again gets the same numbers (equal
 device type, torch version, precision and threads).  So a study is data: arms, crossed with variants and seeds.
+
+A grid may tune: every arm is tried once with each of its candidates, on a seed of its own and without the test set, and
+the candidate of the best validation accuracy is what the arm's runs are made with.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Machine = Literal["cpu", "gpu"]
+MACHINES: tuple[Machine, ...] = ("cpu", "gpu")
+TRIAL_SEED = 1000
+"""Of trials: no run's own, whose validation split would have been chosen on."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,62 @@ class Grid:
     """What else is varied: label -> name -> words.  All combinations are run."""
     seeds: Mapping[Machine, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 3})
     """How many on a machine; 0 where the grid is too much for it, or says nothing there."""
+    candidates: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What is tried on validation, for every arm and variant: name -> words.  Nothing is tuned without."""
     smoke: str = ""  # words that make it small
 
-    def pieces(self, machine: Machine, seed: int) -> Iterator[Piece]:
-        """Those of one seed, in the order in which a reader wants them: an arm after the other, variant by variant."""
+    def pieces(self, machine: Machine, seed: int, rows: Sequence[Row] = ()) -> Iterator[Piece]:
+        """Those of one seed, in the order in which a reader wants them: an arm after the other, variant by variant.
+
+        rows: what there is already.  An arm whose candidates have not all been tried yet is left out.
+        """
         if seed >= self.seeds.get(machine, 0):
             return
+        for trials, labels, words in self._cells(machine):
+            best = choose(trials, rows) if trials else ("", "")
+            if best is not None:
+                tuned = {"tuned": best[0]} if trials else {}
+                yield _piece(labels | tuned, f"{words} {best[1]}", machine, seed)
+
+    def trials(self, machine: Machine) -> Iterator[Piece]:
+        """Every candidate of every arm that is run at all."""
+        if self.seeds.get(machine, 0):
+            for trials, _, _ in self._cells(machine):
+                yield from (piece for piece, _ in trials.values())
+
+    def _cells(self, machine: Machine) -> Iterator[tuple[Trials, dict[str, str], str]]:
         for chosen in product(*(variant.items() for variant in self.variants.values())):
             for arm, words in self.arms.items():
                 own = " ".join([words, self.common, *(more for _, more in chosen)])
-                # A bench is no function of the seed.
-                own += f" --seed {seed} --no-report" if own.startswith("train") else ""
-                own += " --device cuda" if machine == "gpu" else ""
                 labels = {"arm": arm, **dict(zip(self.variants, (name for name, _ in chosen), strict=True))}
-                yield Piece(labels, tuple(shlex.split(own)))
+                trials = {
+                    name: (_piece(labels | {"trial": name}, f"{own} {more} --test never", machine, TRIAL_SEED), more)
+                    for name, more in self.candidates.items()
+                }
+                yield trials, labels, own
+
+
+Trials = Mapping[str, tuple[Piece, str]]
+"""Candidate -> the piece that tries it, and its words."""
+
+
+def choose(trials: Trials, rows: Sequence[Row]) -> tuple[str, str] | None:
+    """The candidate of the best validation accuracy and its words, the first of equals; None before all were tried.
+
+    One that diverged is not chosen.
+    """
+    found = {row["command"]: -1.0 if "failed" in row else float(row["val_accuracy"]) for row in rows}
+    if any(piece.command not in found for piece, _ in trials.values()):
+        return None
+    name = max(trials, key=lambda name: found[trials[name][0].command])
+    return name, trials[name][1]
+
+
+def _piece(labels: Mapping[str, str], words: str, machine: Machine, seed: int) -> Piece:
+    # A bench is no function of the seed.
+    words += f" --seed {seed} --no-report" if words.startswith("train") else ""
+    words += " --device cuda" if machine == "gpu" else ""
+    return Piece(labels, tuple(shlex.split(words)))
 
 
 @dataclass(frozen=True)
@@ -70,14 +118,23 @@ class Study:
     grids: Sequence[Grid]
     page: Callable[[Sequence[Row]], Page]
 
-    def pieces(self, machine: Machine = "cpu", seeds: int | None = None, smoke: bool = False) -> list[Piece]:
-        """All of them, without repetition: every arm's first seed before any arm's second."""
-        most = max((grid.seeds.get(machine, 0) for grid in self.grids), default=0)
+    def pieces(
+        self, machine: Machine = "cpu", seeds: int | None = None, smoke: bool = False, rows: Sequence[Row] = ()
+    ) -> list[Piece]:
+        """All that can be known from these rows, without repetition: trials, then every arm's first seed, its second...
+
+        smoke: what any machine would run, on digits and on this one's CPU, with nothing chosen between candidates.
+        """
         if smoke:
-            # What a GPU would run, on digits and without one.
-            found = [p.on_digits(f"{g.smoke} --device cpu") for g in self.grids for p in g.pieces("gpu", 0)]
-            found += [p.on_digits(f"{g.smoke} --device cpu") for g in self.grids for p in g.pieces("cpu", 0)]
+            found = [
+                piece.on_digits(f"{grid.smoke} --device cpu")
+                for grid in self.grids
+                for machine in MACHINES
+                for piece in (*grid.trials(machine), *replace(grid, candidates={}).pieces(machine, 0))
+            ]
         else:
+            most = max((grid.seeds.get(machine, 0) for grid in self.grids), default=0)
             count = most if seeds is None else min(seeds, most)
-            found = [p for seed in range(count) for g in self.grids for p in g.pieces(machine, seed)]
+            found = [piece for grid in self.grids for piece in grid.trials(machine)]
+            found += [piece for seed in range(count) for g in self.grids for piece in g.pieces(machine, seed, rows)]
         return list({piece.command: piece for piece in found}.values())

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sidestep.report.figures import apart, curves, depth, descent, dots, slack
+from sidestep.report.figures import Line, apart, curves, depth, descent, differences, dots, slack
+from sidestep.report.figures import lines as named_lines
 
 
 def lines(svg: str, colour: str, points: int) -> list[list[tuple[float, float]]]:
@@ -81,6 +82,79 @@ def test_every_run_is_a_dot_beside_its_group() -> None:
     places = [float(x) for x in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill-opacity: 0', svg)]
     assert places[0] - places[2] == pytest.approx(places[1] - places[0], abs=1e-4)  # 0.25 apart; SVG has six digits
     assert len(places) == 3
+
+
+def ticks(svg: str) -> list[str]:
+    """The texts below the x axis, in order: centred, and numbers."""
+    return re.findall(r"text-anchor: middle[^>]*>([\d.,]+)<", svg)
+
+
+def test_a_named_line_and_its_band_are_where_their_numbers_are() -> None:
+    svg = named_lines("a", [Line("x & y", [1, 2, 5], [0, 3, 9], low=[-1, 3, 6], high=[1, 3, 12])], "t", "u", zero=True)
+    assert ">x &amp; y<" in svg and ">t<" in svg and ">u<" in svg
+    (x0, y0), (x1, y1), (x2, y2) = lines(svg, "var(--line-1)", 3)[0]
+    # 1e-4: SVG has six digits.
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(4, abs=1e-4)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(3, abs=1e-4)
+    assert lines(svg, "var(--ink)", 2)[0][0][1] == pytest.approx(y0, abs=1e-4)  # the line at 0, where y begins
+    (band,) = re.findall(r'<path id="\w+" d="([^"]* z )"/> </defs> <g [^>]*> <use [^>]*fill: var\(--line-1\)', svg)
+    corners = [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", band)]
+    assert {x for x, _ in corners} == {x0, x1, x2}
+    heights = [y for x, y in corners if x == x2]
+    assert max(heights) - min(heights) == pytest.approx(2 * (y1 - y0), abs=1e-4)  # from 6 to 12, twice from 0 to 3
+
+
+def test_logarithmic_axes_have_equal_steps_for_equal_factors_and_the_given_numbers_below() -> None:
+    svg = named_lines("a", [Line("a", [1, 4, 8], [16, 4, 2]), Line("b", [2000], [8])], "t", "u", log_x=True, log_y=True)
+    (x0, y0), (x1, y1), (x2, y2) = lines(svg, "var(--line-1)", 3)[0]
+    assert x1 - x0 == pytest.approx(2 * (x2 - x1), abs=1e-4)  # SVG has six digits
+    assert y0 - y1 == pytest.approx(2 * (y1 - y2), abs=1e-4)
+    assert ticks(svg) == ["1", "4", "8", "2,000"]
+
+
+def test_of_crowded_numbers_those_are_written_that_have_room() -> None:
+    svg = named_lines("a", [Line("a", range(1, 101), range(1, 101))], "t", "u", log_x=True)
+    written = ticks(svg)
+    assert {"1", "2", "100"} < set(written) and "99" not in written
+    assert len(set(written)) == len(written) < 30
+
+
+def test_eight_lines_differ_in_colour_in_dashes_and_in_marker() -> None:
+    svg = named_lines("a", [Line(f"m{k}", [1, 2, 3], [k, k + 1, k]) for k in range(8)], "t", "u")
+    assert sorted(re.findall(r">m(\d)<", svg)) == list("01234567")
+    assert all(len(lines(svg, f"var(--line-{n})", 3)) == 1 for n in range(1, 9))
+    paths = [p for p in re.findall(r'<path d="[^"]*"[^>]*style="fill: none;[^"]*"', svg) if p.count(" L ") == 2]
+    assert len({tuple(re.findall(r"stroke-dasharray: ([^;]*)", p)) for p in paths}) == len(paths) == 8
+    assert len(set(re.findall(r'<use xlink:href="#(\w+)"[^>]*style="fill: var\(--line', svg))) == 8
+
+
+def test_few_points_are_marked_and_many_are_not() -> None:
+    few, many = (named_lines("a", [Line("a", range(n), range(n))], "t", "u") for n in (20, 21))
+    marks = r'<use [^>]*style="fill: var\(--line-1'
+    assert len(re.findall(marks, few)) == 20 and not re.findall(marks, many)
+
+
+def test_a_line_that_ends_early_is_led_to_its_name_from_its_last_number() -> None:
+    svg = named_lines("a", [Line("a", [1, 2, 3], [4, 5, 6]), Line("b", [1, 2, 3], [1, 2, np.nan])], "t", "u")
+    (short,) = [line for line in lines(svg, "var(--line-2)", 2) if line[0][1] != line[1][1]][:1]
+    leader = next(line for line in lines(svg, "var(--line-2)", 2) if line[0] == short[1])
+    full = lines(svg, "var(--line-1)", 3)[0]
+    assert leader[1] == (full[2][0], short[1][1])
+    assert ">b<" in svg and "nan" not in svg.lower()
+
+
+def test_differences_stand_beside_zero_with_their_interval_and_single_values() -> None:
+    svg = differences("a", [("x < y", -1, -3, 1, [-2.0, 0.0]), ("z", 2, None, None, [2.0])], "points")
+    assert ">x &lt; y<" in svg and ">points<" in svg
+    zero = lines(svg, "var(--ink)", 2)[0][0][0]
+    (interval,) = lines(svg, "var(--accent)", 2)  # z has none
+    places = [float(x) for x in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill-opacity: 0', svg)]
+    means = [float(x) for x in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"[^>]*style="fill: var\(--accent', svg)]
+    unit = (interval[1][0] - interval[0][0]) / 4
+    # 1e-4: SVG has six digits.
+    assert [(x - zero) / unit for x in (interval[0][0], interval[1][0])] == pytest.approx([-3, 1], abs=1e-4)
+    assert [(x - zero) / unit for x in places] == pytest.approx([-2, 0, 2], abs=1e-4)
+    assert [(x - zero) / unit for x in means] == pytest.approx([-1, 2], abs=1e-4)
 
 
 def test_equal_figures_have_equal_bytes_and_other_ones_other_ids() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,60 @@ def test_a_run_that_diverged_is_a_row_that_says_so(small: Study, tmp_path: Path)
     assert [row.get("failed") for row in rows_of(tmp_path)[:3]] == [None, "got a loss that is infinite", None]
 
 
-def test_a_second_worker_leaves_what_the_first_is_at(
-    small: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_second_worker_leaves_what_the_first_is_at_and_takes_up_what_it_drops(
+    small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runner, "WAIT", 0.01)
     held = tmp_path / "runs" / "small" / runner.slug(small.pieces()[0])
     held.mkdir(parents=True)
+    worker = ExitStack()
+    worker.enter_context(only_writer(held))
     fake = Fake()
-    with only_writer(held):
-        found = run(tmp_path, fake)
-    assert (found["left"], len(fake.asked)) == (1, 8)
-    assert "1 of 9 is another worker's" in capsys.readouterr().err
+
+    def drop(seconds: float) -> None:
+        assert len(fake.asked) == 8, "all but the piece that is held"
+        worker.close()
+
+    monkeypatch.setattr(runner.time, "sleep", drop)
+    assert run(tmp_path, fake)["left"] == 0
+    first = small.pieces()[0].command
+    assert [row["command"] for row in rows_of(tmp_path)] == [*(p.command for p in small.pieces()[1:]), first]
+
+
+def tuning(rows: Sequence[Row] = (), **more: Any) -> list[tuple[dict[str, str], str]]:
+    return [(dict(piece.labels), piece.command) for piece in TUNED.pieces(rows=rows, **more)]
+
+
+TUNED = Study(
+    "Which rate?",
+    [Grid({"a": "train sid", "b": "train local_ce"}, candidates={"low": "--lr 0.001", "high": "--lr 0.004"})],
+    page,
+)
+
+
+def test_candidates_are_tried_first_on_a_seed_of_their_own_and_without_the_test_set() -> None:
+    assert tuning() == [
+        ({"arm": arm, "trial": name}, f"sidestep train {method} --lr {lr} --test never --seed 1000 --no-report")
+        for arm, method in (("a", "sid"), ("b", "local_ce"))
+        for name, lr in (("low", "0.001"), ("high", "0.004"))
+    ]
+
+
+def test_an_arm_is_run_with_the_candidate_of_the_best_validation_accuracy_once_all_were_tried() -> None:
+    tried = [
+        row | {"command": command}
+        for row, (_, command) in zip(
+            [{"val_accuracy": 0.7}, {"val_accuracy": 0.9}, {"val_accuracy": 0.8}, {"failed": "diverged"}],
+            tuning(),
+            strict=True,
+        )
+    ]
+    assert tuning(tried[:1])[4:] == []
+    a = ({"arm": "a", "tuned": "high"}, "sidestep train sid --lr 0.004 --seed 0 --no-report")
+    b = ({"arm": "b", "tuned": "low"}, "sidestep train local_ce --lr 0.001 --seed 0 --no-report")
+    assert tuning(tried[:3])[4:] == [a]
+    assert tuning(tried)[4:] == [a, b]
+    assert len(tuning(smoke=True)) == 12, "trials and arms, as a GPU and as a CPU would run them"
 
 
 def test_when_the_time_is_up_the_work_stops_and_nothing_fails(small: Study, tmp_path: Path) -> None:
