@@ -216,6 +216,8 @@ class Trainer:
     def summary(self) -> dict[str, object]:
         """What was trained and selected, and how good it is on the validation split."""
         config, data = self.config, self.assembly.data
+        selected = self.select()  # puts the parameters in place that are judged now
+        judged = None if data.val is None else evaluate(self.assembly, data.val)
         return {
             "method": config.method,
             "model": config.model,
@@ -224,9 +226,10 @@ class Trainer:
             "at": list(config.at),
             "seed": config.seed,
             "epochs": config.epochs,
-            "selected": self.select(),
+            "selected": selected,
             "train_samples": len(data.train),
-            "val_accuracy": None if data.val is None else last(evaluate(self.assembly, data.val), "accuracy"),
+            "val_accuracy": judged and last(judged, "accuracy"),
+            "block_val_accuracy": judged and judged["accuracy"],
             "curve": curve(self.history),
         }
 

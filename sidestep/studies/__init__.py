@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # A study is `STUDY` in the module of its name.
 STUDIES: dict[str, str] = {
     "reproduction": "SID's published numbers again, and what strong controls leave of the gain",
+    "gap-trials": "what was tried to bring isolated blocks to backprop, on validation only",
 }
 
 

@@ -52,6 +52,7 @@ class Grid:
     """What else is varied: label -> name -> words.  All combinations are run."""
     seeds: Mapping[Machine, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 3})
     """How many on a machine; 0 where the grid is too much for it, or says nothing there."""
+    first_seed: int = 0
     candidates: Mapping[str, str] = field(default_factory=dict[str, str])
     """What is tried on validation, for every arm and variant: name -> words.  Nothing is tuned without."""
     smoke: str = ""  # words that make it small
@@ -67,7 +68,7 @@ class Grid:
             best = choose(trials, rows) if trials else ("", "")
             if best is not None:
                 tuned = {"tuned": best[0]} if trials else {}
-                yield _piece(labels | tuned, f"{words} {best[1]}", machine, seed)
+                yield _piece(labels | tuned, f"{words} {best[1]}", machine, self.first_seed + seed)
 
     def trials(self, machine: Machine) -> Iterator[Piece]:
         """Every candidate of every arm that is run at all."""

@@ -1,0 +1,64 @@
+"""The search behind the study `gap`: what was tried to close it, on validation only, the failures among it.
+
+Every trial is ResNet-20 in four blocks on CIFAR-10, five epochs, the recipe of `conv-cifar`, one seed.  What is no
+method's own (augmentation, averaged parameters, cut, head) is tried for backprop's other rivals as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, prefixed
+from sidestep.studies.rows import names, pick, read_out, table
+from sidestep.studies.study import TRIAL_SEED, Grid, Row, Study
+
+COMMON = "--data cifar10-jpeg-q95 --model resnet20 --blocks 4 --epochs 5 --test never"
+
+
+def page(rows: Sequence[Row]) -> Page:
+    arms = {arm: pick(rows, arm=arm) for arm in names(rows, "arm")}
+    arms = dict(sorted(((a, r) for a, r in arms.items() if r), key=lambda item: -item[1][0]["val_accuracy"]))
+    blocks = [
+        ", ".join("–" if v is None else f"{100 * v:.1f}" for v in found[0]["block_val_accuracy"])
+        for found in arms.values()
+    ]
+    columns = (
+        ("validation accuracy, %", "val_accuracy", PERCENT),
+        ("mean of read-outs", read_out("mean", "val"), PERCENT),
+        ("FLOPs, training", "flops_per_sample", prefixed),
+        ("FLOPs, inference", "inference_flops_per_sample", prefixed),
+    )
+    return Page(
+        "What closes the gap between isolated blocks and backprop?",
+        f"{len(arms)} trials on validation, best first; the test set was read by none of them.",
+        [Section("All trials", "", [("", table(arms, columns, "trial", further=[("by block, %", blocks)]))])],
+        rows,
+    )
+
+
+ARMS = {
+    "backprop": "backprop",
+    "deep supervision": "deep_supervision",
+    "local_ce": "local_ce",
+    "SID": "sid",
+    "SID, residual belief": "sid --belief residual",
+    "parallel heads": "sid --belief none",
+    "SID, heads of 2 convolutions": "sid --head-depth 2",
+    "local_ce, heads of 2 convolutions": "local_ce --head-depth 2",
+    "SID, alpha 0.25 to 1": "sid --alpha linear:0.25:1",
+}
+
+STUDY = Study(
+    "What closes the gap between isolated blocks and backprop?",
+    [
+        Grid(
+            {arm: f"train {words}" for arm, words in ARMS.items()},
+            COMMON,
+            seeds={"cpu": 1},
+            first_seed=TRIAL_SEED,
+            smoke="--set model.width=4",
+        )
+    ],
+    page,
+)
