@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # The one place that knows where data sets may lie beside a checkout.
 export SIDESTEP_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: run test test-slow test-faults format clean
+.PHONY: run test test-slow test-faults format gpu-evidence clean
 
 $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,16 @@ test-faults: $(VENV)/test
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What a borrowed GPU is for: the studies of a part, the most important first, for so many minutes in all.  The same line
+# goes on where the rows end.  It runs in the machine's own Python, since nothing can be installed there.
+core    := gpu-core reproduction attribution gap label-noise cifar100 backbones
+PART    ?= core
+MINUTES ?= 9
+RESULTS ?= results
+
+gpu-evidence:
+	$(PYTHON) -m sidestep study $($(PART)) --gpu --minutes $(MINUTES) --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

@@ -171,8 +171,8 @@ def latest(folder: Path, prefix: str = "step") -> Path | None:
 def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Mapping[str, object]) -> list[str]:
     """Whether this run can continue from the checkpoint; one warning for each difference of environment.
 
-    Raises DataError, naming the first key that differs, for a checkpoint of another run.  A key that the checkpoint does
-    not know is newer than it, and no difference.
+    Raises DataError, naming the first key that differs, for a checkpoint of another run.  A key that the checkpoint
+    does not know is newer than it, and no difference.
     """
     known = {key: value for key, value in fingerprint.items() if key in manifest.fingerprint}
     for key, got, expected in _differences(manifest.fingerprint, _as_read(known)):

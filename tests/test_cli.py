@@ -252,20 +252,23 @@ def test_describe_and_audit_get_one_configuration(monkeypatch: pytest.MonkeyPatc
     assert audited == [((resolve("local_ce", {"device": "cpu", "local_ce.head": "linear"}),), {})]
 
 
-def test_a_study_gets_its_name_and_where_its_rows_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = seen(monkeypatch, "sidestep.studies.runner")
-    cli.main(["study", "reproduction", "--gpu", "--minutes", "9", "--results", "r"])
-    ((words, named),) = asked
-    assert words == ("reproduction", cli.execute)
-    assert named == {
-        "results": Path("r"),
-        "runs": Path("runs/studies"),
-        "machine": "gpu",
-        "seeds": None,
-        "minutes": 9.0,
-        "smoke": False,
-        "page_only": False,
-    }
+def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        calls.append((args, kwargs))
+        monkeypatch.setattr(cli.time, "monotonic", lambda: 200.0)  # the first took 100 seconds
+        return {"text": "a page", "left": 2}
+
+    install(monkeypatch, "sidestep.studies.runner", run)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: 100.0)
+    assert cli.main(["study", "reproduction", "alpha", "--gpu", "--minutes", "9", "--results", "r"]) == 0
+    where = {"results": Path("r"), "runs": Path("runs/studies"), "machine": "gpu", "seeds": None, "smoke": False}
+    assert [args for args, _ in calls] == [("reproduction", cli.execute), ("alpha", cli.execute)]
+    assert [found for _, found in calls] == [
+        where | {"minutes": 9.0, "page_only": False},
+        where | {"minutes": 9.0 - 100 / 60, "page_only": False},
+    ]
 
 
 def test_evaluate_and_report_get_paths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,9 +352,10 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = ["train", "comparison", "studies.runner", "evaluate", "report.build"]
+    commands = ["train", "comparison", "evaluate", "report.build"]
     for module in (*commands, "measure.describe", "measure.isolation", "bench.step"):
         seen(monkeypatch, f"sidestep.{module}")
+    install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0})
     assert cli.main(cli.COMMANDS[command].example.split()[1:]) == 0
 
 

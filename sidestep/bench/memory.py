@@ -8,15 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from sidestep.assemble import assemble
-from sidestep.bench.step import circumstances, plain_baselines
+from sidestep.bench.step import circumstances, fresh, plain_baselines
 from sidestep.config import TrainConfig
-from sidestep.measure.cost import like
+from sidestep.errors import UsageError
 from sidestep.measure.memory import MB, activation_bytes, peak_rss_mb
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """What `sidestep bench memory` prints: bytes kept for the backward pass, parameters and optimizer apart."""
     assembly = assemble(config)
+    if config.compile and assembly.device.type == "cpu":
+        raise UsageError(
+            "got compile=true on a CPU, where compiled code hides its memory; bench it with --device cuda."
+        )
     batch = assembly.batches(0)
     rows: list[dict[str, Any]] = []
 
@@ -27,7 +31,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         rows.append({"name": name, "peak_activation_mb": measured.peak / MB})
 
     for name in dict.fromkeys([assembly.config.method, "backprop", "backprop_checkpointed", "deep_supervision"]):
-        own = like(assembly, name)
+        own = fresh(assembly, name)
         modules = [module for _, module in own.chain.parts()]
         add(f"{name} (streaming)", own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
     for name, plain in plain_baselines(assembly).items():
@@ -35,7 +39,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")
     for row in rows:
         row["ratio"] = row["peak_activation_mb"] / base
-    own = like(assembly, assembly.config.method)
+    own = fresh(assembly, assembly.config.method)
     own.engine.step(batch)
     trained = [p for _, p in own.chain.named_parameters()]
     optimizers = [u.optimizer for u in own.engine.updaters.values() if u.optimizer is not None]

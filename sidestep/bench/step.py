@@ -33,7 +33,8 @@ SEGMENTS = (1, 2, 4, 8)
 def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     """The same network trained by plain autograd, with the same optimizer, precision and memory format.
 
-    Checkpointed in segments of 1, 2, 4, 8 of the method's blocks, as far as there are that many.
+    Checkpointed in segments of 1, 2, 4, 8 of the method's blocks, as far as there are that many.  Compiled where the
+    method's blocks are.
     """
     config = assembly.config
     options: dict[str, Any] = {"autocast": torch.bfloat16 if config.precision == "bf16" else None, "clip": config.clip}
@@ -57,7 +58,19 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     nets, heads = [b.net for b in chain.blocks], [b.extras["head"] for b in chain.blocks[:-1]]
     parameters = [p for m in (*nets, *heads) for p in m.parameters()]
     found["plain deep supervision"] = DeepSupervisionStep(nets, heads, make(parameters), **options)
+    if config.compile:
+        for plain in found.values():
+            for part in plain.network if isinstance(plain.network, nn.ModuleList) else [plain.network]:
+                part.compile()
     return found
+
+
+def fresh(assembly: Assembly, name: str) -> Assembly:
+    """The same network and settings with another method, compiled if they say so."""
+    made = like(assembly, name)
+    if not assembly.config.compile:
+        return made
+    return assemble(replace(made.config, compile=True), data=made.data, model=made.model, method=made.method)
 
 
 def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, train: bool = False) -> dict[str, Any]:
@@ -70,7 +83,7 @@ def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, tra
     if train:
         raise UsageError("--train goes with --against reference; use sidestep compare to train methods side by side.")
     base = "plain backprop"
-    own = {name: like(assembly, name).engine.step for name in dict.fromkeys([assembly.config.method, "backprop"])}
+    own = {name: fresh(assembly, name).engine.step for name in dict.fromkeys([assembly.config.method, "backprop"])}
     candidates: dict[str, Callable[..., object]] = {
         **{f"{name} (streaming)": step for name, step in own.items()},
         **{name: plain.step for name, plain in plain_baselines(assembly).items()},
@@ -117,6 +130,7 @@ def circumstances(assembly: Assembly) -> dict[str, Any]:
         "blocks": config.blocks,
         "batch_size": config.batch_size,
         "precision": config.precision,
+        "compile": config.compile,
         "commit": commit(),
         "torch": torch.__version__,
         "device": device_name(assembly.device),

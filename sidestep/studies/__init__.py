@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 # A study is `STUDY` in the module of its name.
 STUDIES: dict[str, str] = {
     "reproduction": "SID's published numbers again, and what strong controls leave of the gain",
+    "attribution": "whether SID refines beliefs, or has only several heads and smoothed targets",
+    "gap": "isolated blocks beside backprop on one network, over epochs",
     "gap-trials": "what was tried to bring isolated blocks to backprop, on validation only",
+    "label-noise": "whether SID is robust to label noise, or only smooths its targets",
+    "alpha": "SID's weights and directions, and whether every block descends",
+    "depth": "accuracy, step time and memory over modules and blocks, and the extractor's share",
+    "cifar100": "what strong controls leave of SID's largest published gain",
+    "backbones": "SID's trunk form inside of VGG-11, ResNet-18 and ViT-Tiny",
+    "gpu-core": "ResNet-18 near its best, and cost over depth, eager and compiled",
 }
 
 

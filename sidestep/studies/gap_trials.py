@@ -1,7 +1,7 @@
 """The search behind the study `gap`: what was tried to close it, on validation only, the failures among it.
 
-Every trial is a ResNet-18 of width 16 in four blocks on CIFAR-10, five epochs, the recipe of `conv-cifar`, one seed.  What is no
-method's own (augmentation, averaged parameters, cut, head) is tried for backprop's other rivals as well.
+Every trial is a ResNet-18 of width 16 in four blocks on CIFAR-10, five epochs, the recipe of `conv-cifar`, one seed.
+What is no method's own (augmentation, averaged parameters, cut, head) is tried for backprop's other rivals as well.
 """
 
 from __future__ import annotations

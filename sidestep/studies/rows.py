@@ -15,11 +15,13 @@ Value = str | Callable[[Row], float | None]
 
 
 def pick(rows: Sequence[Row], **labels: str) -> list[Row]:
-    """The rows that have these labels and did not fail."""
+    """The rows that have these labels, did not fail, and are no trial of a candidate."""
     return [
         row
         for row in rows
-        if "failed" not in row and all(row["labels"].get(label) == value for label, value in labels.items())
+        if "failed" not in row
+        and "trial" not in row["labels"]
+        and all(row["labels"].get(label) == value for label, value in labels.items())
     ]
 
 
@@ -54,6 +56,13 @@ def minus(a: Sequence[Row], b: Sequence[Row], value: Value = "test_accuracy") ->
     return paired(by_seed(a, value), by_seed(b, value))
 
 
+def best_on_validation(tried: Mapping[str, Sequence[Row]]) -> str | None:
+    """The name of the best mean validation accuracy, over the seeds that all have of which there are rows."""
+    found = {name: accuracies for name, rows in tried.items() if (accuracies := by_seed(rows, "val_accuracy"))}
+    seeds = sorted(set[int].intersection(*map(set[int], found.values()))) if found else []
+    return max(found, key=lambda name: statistics.fmean(found[name][seed] for seed in seeds)) if seeds else None
+
+
 def points(found: Difference | None) -> str | None:
     """A difference of fractions in percentage points, with its interval: "−0.31 [−0.52, −0.10]"."""
     if found is None:
@@ -62,6 +71,12 @@ def points(found: Difference | None) -> str | None:
     if found.low is not None and found.high is not None:
         text += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
     return text.replace("-", "−")
+
+
+def nats(found: Difference) -> str:
+    """A difference with its interval: "+0.0123 [+0.0100, +0.0146]"."""
+    interval = "" if found.low is None or found.high is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.mean:+.4f}{interval}".replace("-", "−")
 
 
 def table(
@@ -85,6 +100,11 @@ ACCURACY: tuple[str, Value, Format] = ("test accuracy, %", "test_accuracy", PERC
 def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callable[[Row], float | None]:
     """The accuracy of a network read by its last block, the mean of all, or a gate; None where it has one read-out."""
     return lambda row: ((row.get("readouts") or {}).get(part, {}).get(how) or {}).get(measure)
+
+
+def reads(rows: Sequence[Row], how: str) -> dict[int, float]:
+    """seed -> test accuracy, read by the last block, the mean of all, or a gate; {} of a network with one read-out."""
+    return by_seed(rows) if how == "last" else by_seed(rows, read_out(how))
 
 
 def sizes(groups: Mapping[str, Sequence[Row]]) -> list[Column]:

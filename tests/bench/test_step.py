@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sidestep.assemble import Assembly, assemble
 from sidestep.bench import memory, step
@@ -75,3 +77,24 @@ def test_the_reference_and_the_engine_learn_equally_well() -> None:
     (ours,), (theirs,) = trained["sidestep, fp32"], trained["reference, fp32"]
     assert min(ours, theirs) > 0.6
     assert abs(ours - theirs) < 0.05
+
+
+def test_all_that_a_compiled_bench_times_is_compiled_and_an_eager_one_says_that_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What compiling makes of a module is another test's; here it is only noted."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    config = small("sid", blocks=4).config
+    assert step.run(config, steps=1)["compile"] is False
+    assert not compiled
+    assert step.run(replace(config, compile=True), steps=1)["compile"] is True
+    sid, backprop = 4 + 4, 4  # nets and heads
+    plain, segments, supervised = 1, 4 + 2 + 1, 4 + 3
+    # SID's twice: timed, and where all others are copied from.
+    assert len(set(compiled)) == len(compiled) == 2 * sid + backprop + plain + segments + supervised
+
+
+def test_memory_of_compiled_code_is_not_asked_of_a_cpu() -> None:
+    with pytest.raises(UsageError, match="compiled code hides its memory"):
+        memory.run(replace(small().config, compile=True))

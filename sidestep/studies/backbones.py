@@ -1,0 +1,78 @@
+"""SID's trunk form inside of three backbones, every block with a head of its own, beside greedy heads and backprop.
+
+Each backbone has its default recipe, the same for all methods.  Checkpointed backprop computes what backprop does, so
+it is timed and not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sidestep.report.study import Page, Section
+from sidestep.studies import against, benches
+from sidestep.studies.benches import CHECKPOINTED
+from sidestep.studies.rows import ACCURACY, names, pick, sizes, table
+from sidestep.studies.statistics import Difference
+from sidestep.studies.study import Grid, Machine, Row, Study
+
+QUESTION = "What does trunk SID cost inside of VGG-11, ResNet-18 and ViT-Tiny, and what does it save?"
+SID, LOCAL, BACKPROP = "SID", "local CE", "backprop"
+CANDIDATES = {"sid (streaming)": SID, CHECKPOINTED: "checkpointing"}
+
+
+def page(rows: Sequence[Row]) -> Page:
+    parts = [part for name in names(rows, "backbone") for part in backbone(name, pick(rows, backbone=name))]
+    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
+    return Page(QUESTION, answer, [section for _, section in parts], rows)
+
+
+def backbone(name: str, rows: Sequence[Row]) -> list[tuple[str, Section]]:
+    """What the answer says of one backbone, and its section; nothing where there are no rows."""
+    trained, benched = ([row for row in rows if ("rows" in row) == bench] for bench in (False, True))
+    cuts = sorted(names(rows, "blocks"), key=int)
+    groups = {BACKPROP: pick(trained, arm=BACKPROP)} | {
+        f"{arm}, K = {cut}": pick(trained, arm=arm, blocks=cut) for arm in (SID, LOCAL) for cut in cuts
+    }
+    groups = {line: its for line, its in groups.items() if its}
+    timed = {cut: its for cut in cuts if (its := pick(benched, blocks=cut))}
+    gaps = against.less(groups, BACKPROP)
+    tables = benches.tables(timed, CANDIDATES, "blocks")
+    if groups:
+        less = against.column("less backprop", list(groups), gaps)
+        tables.insert(0, ("After training", table(groups, (ACCURACY,), further=[*less, *sizes(groups)])))
+    section = Section(
+        name,
+        f"{benches.SEGMENTS} {benches.taken(benched)}".strip(),
+        tables,
+        against.figure(f"{name}, less backprop", gaps),
+    )
+    return [(answer(name, gaps, timed), section)] if tables else []
+
+
+def answer(name: str, gaps: Mapping[str, Difference], timed: Mapping[str, Sequence[Row]]) -> str:
+    """The differences of one backbone, and the costs of its finest cut."""
+    finest = [f"{name} in {cut} blocks: {benches.costs(its, CANDIDATES)}." for cut, its in timed.items()][-1:]
+    return " ".join(filter(None, [against.said(f"{name}, less backprop", gaps), *finest]))
+
+
+DATA = "--data cifar10-jpeg-q95"
+BACKBONES = {
+    "backbone": {
+        "VGG-11": "--model vgg11_bn",
+        "ResNet-18": "--model resnet18",
+        "ViT-Tiny": "--model vit_tiny",
+    }
+}
+CUTS = BACKBONES | {"blocks": {str(count): f"--blocks {count}" for count in (2, 4, 8)}}
+ON: Mapping[Machine, int] = {"cpu": 0, "gpu": 3}
+SMALL = "--set model.width=12"
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid({BACKPROP: "train backprop --blocks 1"}, f"{DATA} --epochs 30", BACKBONES, ON, smoke=SMALL),
+        Grid({SID: "train sid --form trunk", LOCAL: "train local_ce"}, f"{DATA} --epochs 30", CUTS, ON, smoke=SMALL),
+        *benches.grids({SID: "sid --form trunk"}, DATA, CUTS, ON, SMALL),
+    ],
+    page,
+)

@@ -1,0 +1,138 @@
+"""What `bench step` and `bench memory` leave in a study's rows: candidates beside plain backprop, the base of both.
+
+The row of such a piece has an entry a candidate under `rows`; rows of other pieces are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sidestep.report.figures import Line, lines
+from sidestep.report.tables import Column, Format, Table, fixed, significant
+from sidestep.studies.study import Grid, Machine, Row
+
+Groups = Mapping[str, Sequence[Row]]
+Entry = dict[str, Any]
+
+STEP, MEMORY = "step_ms", "peak_activation_mb"
+"""The number that an entry is of, in ms or in MB of 2**20 bytes; its `ratio` is that over plain backprop's."""
+PLAIN = "plain backprop"
+CHECKPOINTED = "checkpointed backprop"
+"""No candidate's own name: that one of them whose segments take the least memory."""
+SEGMENTS = "Checkpointing is by the segments, of 1, 2, 4 or 8 blocks, that need the least memory."
+TIMES = fixed(2)
+CAPTIONS = {"Step time": STEP, "Peak memory of a step": MEMORY}
+
+
+def grids(
+    arms: Mapping[str, str],
+    common: str,
+    variants: Mapping[str, Mapping[str, str]],
+    seeds: Mapping[Machine, int],
+    smoke: str = "",
+) -> list[Grid]:
+    """Step time and memory of arms, which are the words after `bench step` and `bench memory`."""
+    return [
+        Grid(
+            {arm: f"bench {kind} {words}" for arm, words in arms.items()},
+            common,
+            {"measured": {measured: ""}, **variants},
+            seeds,
+            smoke=f"{smoke} {few}",
+        )
+        for kind, measured, few in (("step", "step time", "--steps 1"), ("memory", "memory", ""))
+    ]
+
+
+def entry(rows: Sequence[Row], candidate: str, key: str) -> Entry | None:
+    """What was measured of a candidate, among the bench rows of one setting."""
+    entries: list[Entry] = [e for row in rows for e in row.get("rows", [])]
+    if candidate == CHECKPOINTED:
+        known = [e for e in entries if MEMORY in e and e["name"].startswith("plain checkpointed/")]
+        candidate = min(known, key=lambda e: e[MEMORY])["name"] if known else ""
+    return next((e for e in entries if e["name"] == candidate and key in e), None)
+
+
+def ratio(found: Entry, of: Callable[[float], float] = lambda r: r, form: Format = TIMES) -> str:
+    """A ratio to plain backprop, or what `of` makes of it, with its quartiles where it was measured again and again."""
+    middle = form(of(found["ratio"]))
+    if "ratio_low" not in found:
+        return middle
+    low, high = sorted(of(found[end]) for end in ("ratio_low", "ratio_high"))
+    return f"{middle} ({form(low)}–{form(high)})"
+
+
+def tables(timed: Groups, candidates: Mapping[str, str], count: str, where: str = "") -> list[tuple[str, Table]]:
+    """Step time and memory of a group a line, for `Section.tables`; none where nothing was measured.
+
+    candidates: what each is called here.  count: what the groups' names count.  where: ends the captions.
+    """
+    found = [(caption + where, side_by_side(timed, candidates, key, count)) for caption, key in CAPTIONS.items()]
+    return [(caption, table) for caption, table in found if table]
+
+
+def side_by_side(timed: Groups, candidates: Mapping[str, str], key: str, count: str) -> Table | None:
+    """Plain backprop's step or memory, and how many times as much the candidates take."""
+
+    def cells(candidate: str, show: Callable[[Entry], str]) -> list[str | None]:
+        found = [entry(rows, candidate, key) for rows in timed.values()]
+        return [None if e is None else show(e) for e in found]
+
+    unit = "ms" if key == STEP else "MiB"
+    columns: list[Column] = [(f"plain backprop, {unit}", cells(PLAIN, lambda e: significant(e[key])))]
+    columns += [(f"{called} ÷ that", cells(candidate, ratio)) for candidate, called in candidates.items()]
+    if CHECKPOINTED in candidates:
+        columns.append(("blocks a segment", cells(CHECKPOINTED, lambda e: e["name"].partition("/")[2])))
+    return Table.of(list(timed), columns, count)
+
+
+def costs(rows: Sequence[Row], candidates: Mapping[str, str]) -> str:
+    """ "SID takes 0.09 of the memory and 1.06 (1.05–1.08) of the step time of plain backprop"."""
+    told: list[str] = []
+    for candidate, called in candidates.items():
+        found = {what: entry(rows, candidate, key) for what, key in (("memory", MEMORY), ("step time", STEP))}
+        shares = [f"{ratio(e)} of the {what}" for what, e in found.items() if e]
+        told += [f"{called} takes {' and '.join(shares)} of plain backprop"] if shares else []
+    return "; ".join(told)
+
+
+def over_depth(
+    where: str, series: Mapping[str, tuple[Groups, str]], count: str, *, ratios: bool = True
+) -> list[tuple[str, str, str]]:
+    """Step time and memory over depth, for `Section.figures`; none where nothing was measured.
+
+    where: sets the figures apart from others of the page.  series: a line's name -> its groups by depth, and its
+    candidate.  ratios: to plain backprop, else ms and MiB.
+    """
+    figures: list[tuple[str, str, str]] = []
+    for caption, key in CAPTIONS.items():
+        of = "ratio" if ratios else key
+        drawn: list[Line] = []
+        for name, (groups, candidate) in series.items():
+            found = {int(depth): e for depth, rows in groups.items() if (e := entry(rows, candidate, key))}
+            if found:
+                low, high = ([e[f"{of}_{end}"] for e in found.values() if key == STEP] for end in ("low", "high"))
+                drawn.append(Line(name, list(found), [e[of] for e in found.values()], low or None, high or None))
+        unit = "÷ plain backprop" if ratios else "ms a step" if key == STEP else "MiB"
+        if drawn:
+            title = f"{caption} over {count}"
+            figures.append((f"{title}.", lines(f"{title}, {where}", drawn, count, unit, log_x=True, log_y=True), ""))
+    return figures
+
+
+def taken(rows: Sequence[Row]) -> str:
+    """Where the benches among these rows were taken, and what they are worth; empty where there are none."""
+    places = dict.fromkeys(
+        f"{row['device']} ({row['precision']}, threads: {row['threads']}, torch {row['torch']}, commit {row['commit']})"
+        for row in rows
+        if "rows" in row
+    )
+    if not places:
+        return ""
+    return (
+        "Times are medians of steps taken in turn with plain backprop’s, quartiles in brackets; they hold for a "
+        "machine with nothing else to do, and one taken beside other work is not to be believed. Memory is what a step "
+        "needs beside parameters and optimizer state; on a GPU gradients and workspaces count. Benched on "
+        f"{'; '.join(places)}."
+    )

@@ -1,0 +1,147 @@
+"""How far isolated blocks are from backprop on the same network, and whether more epochs close the gap or open it.
+
+Trunk SID, local cross-entropy with the same heads, deep supervision and backprop on ResNet-20 in four blocks.  What is
+no method's own (augmentation, cut, heads, averaged parameters) is the same for all; each method's learning rate is
+chosen on validation from the same candidates at the same budget.  How SID's own settings were found: `gap-trials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sidestep.report.figures import Line, lines
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, fixed
+from sidestep.studies import against
+from sidestep.studies.rows import Value, by_seed, names, pick, points, read_out, sizes, table
+from sidestep.studies.statistics import Difference, paired
+from sidestep.studies.study import Grid, Row, Study
+
+SID, BACKPROP, LOCAL, DEEP = "SID", "backprop", "local_ce", "deep supervision"
+ARMS = {
+    SID: "train sid",
+    BACKPROP: "train backprop",
+    LOCAL: "train local_ce",
+    DEEP: "train deep_supervision",
+}
+READ_OUTS: Mapping[str, Value] = {
+    "last block": "test_accuracy",
+    "averaged logits": read_out("mean"),
+    "gate fitted on validation": read_out("gate"),
+}
+
+
+def page(rows: Sequence[Row]) -> Page:
+    found: dict[str, dict[str, dict[str, list[Row]]]] = {}
+    for data in names(rows, "data"):
+        budgets = {n: pick(rows, data=data, epochs=n) for n in names(rows, "epochs")}
+        arms = {n: {arm: its for arm in ARMS if (its := pick(b, arm=arm))} for n, b in budgets.items()}
+        found[data] = {n: its for n, its in arms.items() if its}
+    return Page(
+        "How far are isolated blocks from strong backprop?",
+        " ".join(answer(data, budgets) for data, budgets in found.items() if budgets) or "Nothing has run yet.",
+        [section(data, budgets) for data, budgets in found.items() if budgets],
+        rows,
+    )
+
+
+def gaps(arms: Mapping[str, Sequence[Row]]) -> dict[str, Difference]:
+    """SID's answer less backprop's, less local_ce's in each of the three ways to read it, less deep supervision's."""
+    own = by_seed(arms.get(SID, []))
+    others = {
+        BACKPROP: by_seed(arms.get(BACKPROP, [])),
+        **{f"{LOCAL}, {how}": by_seed(arms.get(LOCAL, []), value) for how, value in READ_OUTS.items()},
+        DEEP: by_seed(arms.get(DEEP, [])),
+    }
+    found = {name: paired(own, other) for name, other in others.items()}
+    return {name: gap for name, gap in found.items() if gap}
+
+
+def answer(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
+    sentences = [
+        against.said(f"On {data} after {epochs}, SID less its controls", gaps(arms)) for epochs, arms in budgets.items()
+    ]
+    return " ".join(filter(None, sentences)) or f"On {data} SID and a control have not both run yet."
+
+
+def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Section:
+    columns = (
+        ("test accuracy, %", "test_accuracy", PERCENT),
+        ("averaged logits, %", READ_OUTS["averaged logits"], PERCENT),
+        ("gate, %", READ_OUTS["gate fitted on validation"], PERCENT),
+        ("NLL, nats", "test_nll", fixed(4)),
+        ("ECE", "test_ece", fixed(4)),
+    )
+    tables = []
+    for epochs, arms in budgets.items():
+        less = {arm: paired(by_seed(arms.get(SID, [])), by_seed(its)) for arm, its in arms.items() if arm != SID}
+        cells: list[Column] = [
+            ("SID less it", [points(less.get(arm)) or "" for arm in arms]),
+            ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()]),
+        ]
+        tables.append((f"After {epochs}", table(arms, columns, further=[*cells, *sizes(arms)])))
+    figures = [("The gap over the budget.", svg, "")] if (svg := over_budget(data, budgets)) else []
+    last, arms = list(budgets.items())[-1]
+    return Section(
+        data,
+        "Differences are in points of test accuracy, paired by seed, with their 95 % interval. Short runs "
+        "flatter local learning: read them over the budget.",
+        tables,
+        [*figures, *against.figure(f"SID less each control on {data} after {last}", gaps(arms))],
+    )
+
+
+def over_budget(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> str | None:
+    """Each method's accuracy less backprop's over epochs, in its interval; None of a single budget."""
+    series: list[Line] = []
+    for arm in ARMS:
+        found = {
+            float(epochs.split()[0]): gap
+            for epochs, arms in budgets.items()
+            if arm != BACKPROP and (gap := paired(by_seed(arms.get(arm, [])), by_seed(arms.get(BACKPROP, []))))
+        }
+        if len(found) > 1:
+            low, high = (
+                [100 * (end if end is not None else gap.mean) for end, gap in ends]
+                for ends in ([(gap.low, gap) for gap in found.values()], [(gap.high, gap) for gap in found.values()])
+            )
+            series.append(Line(arm, list(found), [100 * gap.mean for gap in found.values()], low, high))
+    return lines(f"gap over budget on {data}", series, "epochs", "points less backprop", zero=True) if series else None
+
+
+def budgets(*epochs: int) -> dict[str, str]:
+    return {f"{n} epochs": f"--epochs {n}" for n in epochs}
+
+
+NETWORK = "--model resnet18 --set model.width=16 --blocks 4"
+RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.05", "0.1", "0.2")}
+STUDY = Study(
+    "How far are isolated blocks from strong backprop?",
+    [
+        Grid(
+            ARMS,
+            NETWORK,
+            {"data": {"Fashion-MNIST": "--data fashion-mnist"}, "epochs": budgets(5, 10)},
+            seeds={"cpu": 5, "gpu": 5},
+            candidates=RATES,
+            smoke="--set model.width=8",
+        ),
+        Grid(
+            ARMS,
+            NETWORK,
+            {"data": {"CIFAR-10": "--data cifar10-jpeg-q95"}, "epochs": budgets(5, 10)},
+            seeds={"cpu": 3},
+            candidates=RATES,
+            smoke="--set model.width=8",
+        ),
+        Grid(
+            ARMS,
+            NETWORK,
+            {"data": {"CIFAR-10": "--data cifar10-jpeg-q95"}, "epochs": budgets(5, 10, 30, 100)},
+            seeds={"gpu": 3},
+            candidates=RATES,
+            smoke="--set model.width=8",
+        ),
+    ],
+    page,
+)

@@ -1,0 +1,239 @@
+"""Is SID robust to label noise, or is what helps the smoothing that its objective amounts to?
+
+Every arm sees the same noisy labels, on the validation split too; the test set is clean.  Parallel heads and deep
+supervision are trained on the targets that SID's blocks would have if all blocks before them were perfect (T5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from sidestep.report.figures import Line, descent, lines
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Table, fixed, shown
+from sidestep.studies import against
+from sidestep.studies.rows import best_on_validation, mean, minus, nats, pick, points, spread, table
+from sidestep.studies.statistics import Difference, difference
+from sidestep.studies.study import Grid, Row, Study
+
+Rates = Mapping[str, Mapping[str, list[Row]]]
+"""Noise -> arm -> rows."""
+
+QUESTION = "Is SID robust to label noise, or is it only smoothing?"
+MNIST, CIFAR = "MNIST", "CIFAR-10 (JPEG, quality 95)"
+NOISE = {f"{100 * rate:.0f} %": rate for rate in (0.0, 0.2, 0.4, 0.6)}
+SID, PARALLEL, DEEP, LOCAL = "SID", "parallel heads", "deep supervision", "local cross-entropy"
+BACKPROP, MATCHED, TUNED = "backprop", "backprop, SID’s last smoothing", "backprop, tuned smoothing"
+CANDIDATES = {smoothing: f"backprop, smoothing {smoothing}" for smoothing in ("0.05", "0.1", "0.2", "0.4")}
+ARMS = {
+    SID: "train sid --form shared --alpha 0.5",
+    PARALLEL: "train sid --form shared --alpha 0.5 --belief none",
+    DEEP: "train deep_supervision --label-smoothing sid:0.5",
+    BACKPROP: "train backprop",
+    MATCHED: "train backprop --label-smoothing sid:0.5",
+    **{arm: f"train backprop --label-smoothing {smoothing}" for smoothing, arm in CANDIDATES.items()},
+    LOCAL: "train local_ce",
+}
+CONTROLS = (PARALLEL, DEEP, BACKPROP, MATCHED, TUNED, LOCAL)
+
+
+def selected_epoch(row: Row) -> float:
+    return row["test_accuracy"]
+
+
+def last_epoch(row: Row) -> float:
+    return row["curve"]["test_accuracy"][-1]
+
+
+def tuned(rows: Sequence[Row], data: str, noise: str) -> str | None:
+    """The smoothing that validation chooses."""
+    return best_on_validation({s: pick(rows, arm=arm, data=data, noise=noise) for s, arm in CANDIDATES.items()})
+
+
+def groups(rows: Sequence[Row], data: str, noise: str) -> dict[str, list[Row]]:
+    """The arms that have run, one backprop with a tuned smoothing in place of all that were tried."""
+    chosen = {TUNED: CANDIDATES.get(tuned(rows, data, noise) or "", "")}
+    found = {arm: pick(rows, arm=chosen.get(arm, arm), data=data, noise=noise) for arm in (SID, *CONTROLS)}
+    return {arm: its for arm, its in found.items() if its}
+
+
+def page(rows: Sequence[Row]) -> Page:
+    found = {data: {noise: groups(rows, data, noise) for noise in NOISE} for data in (MNIST, CIFAR)}
+    found = {data: {noise: arms for noise, arms in rates.items() if arms} for data, rates in found.items()}
+    found = {data: rates for data, rates in found.items() if rates}
+    sections = [accuracy(data, rates, rows) for data, rates in found.items()]
+    if theory := tested({noise: arms for noise, arms in found.get(MNIST, {}).items() if arms.get(SID)}):
+        sections.append(theory)
+    return Page(
+        QUESTION,
+        " ".join(answer(data, rates) for data, rates in found.items()) or "Nothing has run yet.",
+        sections,
+        rows,
+    )
+
+
+def gained(arms: Mapping[str, list[Row]]) -> dict[str, Difference]:
+    """What SID has over each control."""
+    found = {control: minus(arms.get(SID, []), arms.get(control, [])) for control in CONTROLS}
+    return {control: gap for control, gap in found.items() if gap}
+
+
+def answer(data: str, rates: Rates) -> str:
+    found = {noise: gained(arms) for noise, arms in rates.items()}
+    gaps = {
+        control: {noise: gap[control] for noise, gap in found.items() if control in gap}
+        for control in (BACKPROP, TUNED, PARALLEL)
+    }
+    told = [against.said(f"SID less {control}", gap) for control, gap in gaps.items() if gap]
+    if not told:
+        return f"On {data} SID and a control have not both run yet."
+    text = f"On {data}, by the test accuracy of the selected epoch: {' '.join(told)}"
+    # Where it gains over backprop, do the beliefs have a part in it?
+    heads = [gaps[PARALLEL][n] for n, gap in gaps[BACKPROP].items() if gap.verdict == "above" and n in gaps[PARALLEL]]
+    if heads:
+        text += (
+            " Of the rates of noise at which SID is above backprop, it is above parallel heads, which have its targets "
+            f"and no beliefs, at {sum(gap.verdict == 'above' for gap in heads)} of {len(heads)}."
+        )
+    return text
+
+
+def accuracy(data: str, rates: Rates, rows: Sequence[Row]) -> Section:
+    chosen = {noise: smoothing for noise in rates if (smoothing := tuned(rows, data, noise))}
+    text = (
+        "The selected epoch is the best by validation labels as noisy as those of training; the last epoch shows what "
+        "training to the end costs. Deep supervision smooths each head as T5 says SID does."
+    )
+    if chosen:
+        best = ", ".join(f"{smoothing} at {noise}" for noise, smoothing in chosen.items())
+        text += f" The tuned smoothing is the one with the best mean validation accuracy, for each rate: {best}."
+    noise, arms = list(rates.items())[-1]
+    lost = {arm: mean(its, lambda row: selected_epoch(row) - last_epoch(row)) for arm, its in arms.items()}
+    told = "; ".join(f"{fixed(2, 100)(loss)} for {arm}" for arm, loss in lost.items() if loss is not None)
+    text += f" From the selected to the last epoch, test accuracy falls at {noise} noise by (points): {told}."
+    return Section(
+        f"Accuracy on {data}",
+        text,
+        [(f"{noise} label noise", compared(arms, chosen.get(noise))) for noise, arms in rates.items()],
+        [
+            *(
+                (f"Test accuracy of the {name} epoch.", over_noise(f"{data}, {name} epoch", rates, value), "")
+                for name, value in (("selected", selected_epoch), ("last", last_epoch))
+            ),
+            *(
+                drawn
+                for noise, arms in rates.items()
+                for drawn in against.figure(f"SID less each control on {data} at {noise} noise", gained(arms))
+            ),
+        ],
+    )
+
+
+def compared(arms: Mapping[str, list[Row]], smoothing: str | None) -> Table:
+    gaps = gained(arms)
+    return table(
+        {f"{TUNED}: {smoothing}" if arm == TUNED else arm: its for arm, its in arms.items()},
+        (
+            ("selected epoch, %", selected_epoch, PERCENT),
+            ("last epoch, %", last_epoch, PERCENT),
+            ("NLL, nats", "test_nll", fixed(4)),
+            ("ECE", "test_ece", fixed(4)),
+        ),
+        further=[("SID less it, points", ["" if arm == SID else points(gaps.get(arm)) for arm in arms])],
+    )
+
+
+def over_noise(alt: str, rates: Rates, value: Callable[[Row], float | None]) -> str:
+    series: list[Line] = []
+    for arm in (SID, *CONTROLS):
+        found = {NOISE[noise]: mean(arms.get(arm, []), value) for noise, arms in rates.items()}
+        reached = {rate: 100 * v for rate, v in found.items() if v is not None}
+        if reached:
+            series.append(Line(arm.removeprefix("backprop, "), list(reached), list(reached.values())))
+    return lines(alt, series, "share of labels drawn anew", "test accuracy, %")
+
+
+# ------------------------------------------------------------------------------------------------------------------ T5
+
+
+def tested(rates: Rates) -> Section | None:
+    """Each block's distance to the clean label beside the one of a block that reaches what its objective asks for."""
+    if not rates:
+        return None
+    told: list[str] = []
+    for noise, arms in rates.items():
+        off = [f"{gap.mean:+.3f}".replace("-", "−") for gap in distances(arms[SID])]
+        told.append(f"{', '.join(off)} at {noise} noise")
+    return Section(
+        "T5 tested",
+        "With labels redrawn at rate q, the probability of the clean class given the image is 1 − q + q/C, as far as "
+        "people agree on a digit. So T5 says what each block’s distance D to the clean label would be, if it reached "
+        "what its objective asks for: that of (1 − r)P + r/C, r = 0.5 to the power of the block. Measured less "
+        f"predicted D after blocks 1, 2, …, in nats: {'; '.join(told)}. Parallel heads and deep supervision have the "
+        "same targets, and their D is their NLL.",
+        [(f"D on the clean test set at {noise} noise, nats", to_target(arms)) for noise, arms in rates.items()],
+        [
+            (
+                f"SID beside T5 at {noise} noise.",
+                descent(f"T5 at {noise}", measured(arms[SID], "D"), measured(arms[SID], "D_population")),
+                "Means over seeds.",
+            )
+            for noise, arms in rates.items()
+        ],
+    )
+
+
+def measured(rows: Sequence[Row], key: str) -> np.ndarray:
+    """(runs, blocks + 1) of `measure.descent`."""
+    return np.array([row["descent"][key] for row in rows])
+
+
+def distances(rows: Sequence[Row]) -> list[Difference]:
+    """For every block, D less what T5 predicts."""
+    gaps = measured(rows, "D") - measured(rows, "D_population")
+    return [found for column in gaps.T[1:].tolist() if (found := difference(column))]
+
+
+def to_target(arms: Mapping[str, list[Row]]) -> Table:
+    gaps = distances(arms[SID])
+    blocks = range(len(gaps))
+
+    def column(arm: str, value: Callable[[Row, int], float | None]) -> list[str | None]:
+        return [shown(spread(arms.get(arm, []), lambda row, k=k: value(row, k)), fixed(4)) for k in blocks]
+
+    made = Table.of(
+        [str(k + 1) for k in blocks],
+        [
+            ("T5", [fixed(4)(v) for v in measured(arms[SID], "D_population")[0, 1:]]),
+            ("SID", column(SID, lambda row, k: row["descent"]["D"][k + 1])),
+            ("SID less T5", [nats(gap) for gap in gaps]),
+            *((arm, column(arm, lambda row, k: row["block_test_nll"][k])) for arm in (PARALLEL, DEEP)),
+        ],
+        "after block",
+    )
+    assert made is not None
+    return made
+
+
+RATES = {noise: f"--label-noise {rate:g}" for noise, rate in NOISE.items()}
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            ARMS,
+            "--model simplecnn --blocks 5 --epochs 6 --test epochs",
+            {"data": {MNIST: "--data mnist"}, "noise": RATES},
+            {"cpu": 3},
+        ),
+        Grid(
+            ARMS,
+            "--model simplecnn_bn --blocks 5 --epochs 30 --test epochs",
+            {"data": {CIFAR: "--data cifar10-jpeg-q95"}, "noise": RATES},
+            {"cpu": 0, "gpu": 3},
+        ),
+    ],
+    page,
+)
