@@ -120,4 +120,3 @@ def _rows(path: Path) -> Generator[tuple[dict[str, Any], bytes]]:
             yield row, line
         elif number < len(lines):
             raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
-
