@@ -18,6 +18,7 @@ from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainSte
 from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
+from sidestep.engines.streaming import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
 from sidestep.measure.cost import like
@@ -61,7 +62,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     if config.compile:
         for plain in found.values():
             for part in plain.network if isinstance(plain.network, nn.ModuleList) else [plain.network]:
-                part.compile()
+                compile_calls(part)
     return found
 
 

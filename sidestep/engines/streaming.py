@@ -69,7 +69,7 @@ class Streaming:
         self.steps = 0
         if compile:
             for module in compilable(chain):
-                module.compile()
+                compile_calls(module)
 
     # ---------------------------------------------------------------- training
 
@@ -271,6 +271,21 @@ def learnable(emit: Emit) -> Emit:
     """Without what reaches no parameter: a frozen block's objective, or pull, on inputs that ask for no gradient."""
     loss = emit.loss if emit.loss is not None and emit.loss.requires_grad else None
     return replace(emit, loss=loss, pull=tuple(pair for pair in emit.pull if pair[0].requires_grad))
+
+
+def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
+    """Compile what calling the module runs, in place; a copy of the module is not compiled.
+
+    Not `module.compile()`: that compiles a frame of torch's own, which the compiler skips, so that of an nn.Sequential
+    it captures nothing.  From a function of ours it looks inside.
+    """
+    call = module._call_impl  # pyright: ignore[reportPrivateUsage]
+
+    def compiled(*args: Tensor) -> object:
+        return call(*args)
+
+    # Where Module.compile() leaves its result too: called in place of _call_impl, and not copied.
+    module._compiled_call_impl = torch.compile(compiled, backend=backend)  # pyright: ignore[reportPrivateUsage]
 
 
 def compilable(chain: Chain) -> list[nn.Module]:

@@ -37,6 +37,7 @@ def page(rows: Sequence[Row]) -> Page:
     )
 
 
+ADAMW = "--optimizer adamw --lr 0.004 --weight-decay 0.05 --schedule onecycle --warmup 0.3"
 ARMS = {
     "backprop": "backprop",
     "deep supervision": "deep_supervision",
@@ -47,6 +48,12 @@ ARMS = {
     "SID, heads of 2 convolutions": "sid --head-depth 2",
     "local_ce, heads of 2 convolutions": "local_ce --head-depth 2",
     "SID, alpha 0.25 to 1": "sid --alpha linear:0.25:1",
+    "backprop, rate 0.05": "backprop --lr 0.05",
+    "backprop, rate 0.2": "backprop --lr 0.2",
+    "backprop, residual branches not zero at first": "backprop --set model.zero_init_residual=false",
+    "backprop, AdamW": f"backprop {ADAMW}",
+    "SID, AdamW": f"sid {ADAMW}",
+    "local_ce, AdamW": f"local_ce {ADAMW}",
 }
 
 STUDY = Study(

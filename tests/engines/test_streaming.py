@@ -19,7 +19,7 @@ from sidestep.core.block import Chain
 from sidestep.core.cell import Cell
 from sidestep.core.emit import Emit
 from sidestep.core.program import Program, Up
-from sidestep.engines.streaming import Streaming
+from sidestep.engines.streaming import Streaming, compile_calls
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
@@ -166,11 +166,26 @@ def test_compiled_blocks_train_the_same_with_everything_on(monkeypatch: pytest.M
 
     def compile(module: nn.Module) -> None:
         compiled.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+        compile_calls(module, backend="aot_eager")
 
-    monkeypatch.setattr(nn.Module, "compile", compile)
+    monkeypatch.setattr("sidestep.engines.streaming.compile_calls", compile)
     assert_trains_like_the_loop_by_hand(TOGETHER, compile=True)
     assert len(compiled) == 3 + 2  # nets and heads; not the passes around them
+
+
+def test_a_compiled_sequential_is_captured_whole_keeps_its_hooks_and_its_copies_are_not_compiled() -> None:
+    """`nn.Sequential.compile()` captures nothing, silently: every call then runs eagerly."""
+    net, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), list[object]()
+    net.register_forward_hook(lambda _, __, out: seen.append(out))  # pyright: ignore[reportUnknownLambdaType]
+    x = torch.randn(3, 4)
+    expected = net(x)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_calls(net, backend="aot_eager")
+    assert torch.equal(net(x), expected)
+    assert len(seen) == 2
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] == 3
+    assert copy.deepcopy(net)._compiled_call_impl is None
 
 
 def test_the_moving_average_is_what_predicts() -> None:
