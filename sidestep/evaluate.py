@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidestep.assemble import Assembly
 from sidestep.data.samples import Source
+from sidestep.errors import DataError
 from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 from sidestep.measure.probes import probe_table
@@ -54,18 +55,24 @@ def last(measured: Mapping[str, object], name: str) -> float:
 
 
 def run(path: Path, *, descent: bool = False, probes: bool = False) -> dict[str, object]:
-    """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names."""
+    """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names.
+
+    A run that was not to read the test set is judged on its validation split.
+    """
     from sidestep.run import load_run
 
     finished = load_run(path)
     assembly = finished.assembly
-    assert assembly.data.test is not None
-    measured = evaluate(assembly, assembly.data.test, noise=assembly.config.label_noise)
+    part, source = ("val", assembly.data.val) if assembly.test is None else ("test", assembly.test)
+    if source is None:
+        raise DataError(f"{path} was trained with test=never and no validation samples, expected one to be judged on.")
+    measured = evaluate(assembly, source, noise=assembly.config.label_noise if part == "test" else 0.0)
     result = {"run": str(path), **{k: finished.summary[k] for k in ("method", "model", "data", "selected")}}
-    result |= {f"test_{m}": last(measured, m) for m in MEASURES} | {f"block_test_{m}": measured[m] for m in MEASURES}
+    result |= {f"{part}_{m}": last(measured, m) for m in MEASURES}
+    result |= {f"block_{part}_{m}": measured[m] for m in MEASURES}
     if descent:
         result["descent"] = measured.get("descent")
-    text = block_table(result)
+    text = block_table(result, part)
     if probes:
         result["probes"] = found = measure_probes(assembly)
         text += f"\n\n{probe_table(found)}"
@@ -92,7 +99,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def block_table(summary: Mapping[str, Any]) -> str:
+def block_table(summary: Mapping[str, Any], part: str = "test") -> str:
     """One line per block, 80 columns wide, with the belief curves beside it if there are any."""
     curves = summary.get("descent")
     head = f"{'block':>5}  {'acc %':>6} {'NLL':>7} {'Brier':>7} {'ECE':>7}"
@@ -101,7 +108,7 @@ def block_table(summary: Mapping[str, Any]) -> str:
     lines = [head]
     if curves:
         lines.append(f"{0:>5}" + " " * 33 + f"{curves['D'][0]:7.4f} {curves['D_population'][0]:7.4f}")
-    for i, (accuracy, *rest) in enumerate(zip(*(summary[f"block_test_{m}"] for m in MEASURES), strict=True)):
+    for i, (accuracy, *rest) in enumerate(zip(*(summary[f"block_{part}_{m}"] for m in MEASURES), strict=True)):
         if accuracy is None:
             lines.append(f"{i + 1:>5}  (no read-out)")
             continue

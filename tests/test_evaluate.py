@@ -200,3 +200,38 @@ def test_what_is_no_finished_run_is_refused(
     refused(run, "holds no selected parameters; run the training again.")
     (run / "config.toml").write_text("epochs = \n")
     refused(run, "config.toml is no TOML")
+
+
+def test_a_run_that_was_not_to_read_the_test_set_is_judged_on_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "local_ce", "--epochs", "1", "--blocks", "2", "--test", "never", "--no-report"]
+    assert cli.main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert not [key for key in summary if "test" in key]
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["val_accuracy"] == summary["val_accuracy"]
+    assert found["block_val_accuracy"] == summary["block_val_accuracy"]
+    assert not [key for key in found if "test" in key]
+    assert cli.main([*words, "--val-fraction", "0", "--select", "last", "--out", str(tmp_path / "blind")]) == 0
+    assert "judged on nothing" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(tmp_path / "blind")]) == 1
+    assert "was trained with test=never and no validation samples" in capsys.readouterr().err
+
+
+def test_the_test_set_after_every_epoch_ends_in_the_summarys_curve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "train sid --epochs 3 --blocks 2 --test epochs --val-fraction 0 --select last --no-report --json"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert summary["curve"] == {
+        "train_loss": [math.fsum(row["train_loss"]) for row in rows],
+        "test_accuracy": [row["test"]["accuracy"][-1] for row in rows],
+    }
+    assert summary["curve"]["test_accuracy"][-1] == summary["test_accuracy"]
+    assert len(rows) == 3
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "audit.json").exists()

@@ -287,3 +287,11 @@ def test_what_a_model_does_not_know_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         build(name, shape, classes, **given)
+
+
+def test_the_cascade_of_the_published_log_has_a_batchnorm_after_each_convolution() -> None:
+    kinds = [type(m).__name__ for m in build("belief_cascade", (3, 32, 32), 10, norm=True).modules()]
+    order = [kind for kind in kinds if kind in ("Conv2d", "BatchNorm2d", "ReLU")][:12]
+    assert order == ["Conv2d", "BatchNorm2d", "ReLU"] * 4
+    plain = [type(m).__name__ for m in build("belief_cascade", (3, 32, 32), 10).modules()]
+    assert "BatchNorm2d" not in plain
