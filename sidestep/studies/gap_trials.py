@@ -38,23 +38,23 @@ def page(rows: Sequence[Row]) -> Page:
 
 
 ADAMW = "--optimizer adamw --lr 0.004 --weight-decay 0.05 --schedule onecycle --warmup 0.3"
+ONE = "sid --alpha 1"
+DEEP = "--head-depth 2"
 ARMS = {
     "backprop": "backprop",
     "deep supervision": "deep_supervision",
     "local_ce": "local_ce",
     "SID": "sid",
-    "SID, alpha 1": "sid --alpha 1",
+    "SID, alpha 1": ONE,
     "backprop, AdamW": f"backprop {ADAMW}",
-    "SID, alpha 1, residual belief": "sid --alpha 1 --belief residual",
-    "SID, alpha 1, heads of 2 convolutions": "sid --alpha 1 --head-depth 2",
-    "local_ce, heads of 2 convolutions": "local_ce --head-depth 2",
-    "SID, alpha 1, cut by parameters": "sid --alpha 1 --balance params",
-    "local_ce, cut by parameters": "local_ce --balance params",
-    "SID, alpha 1, AdamW": f"sid --alpha 1 {ADAMW}",
-    "local_ce, AdamW": f"local_ce {ADAMW}",
+    "SID, alpha 1, residual belief": f"{ONE} --belief residual",
+    "SID, alpha 1, heads of 2 convolutions": f"{ONE} {DEEP}",
+    "SID, alpha 1, heads of 2 convolutions, AdamW": f"{ONE} {DEEP} {ADAMW}",
+    "SID, alpha 1, heads of 2 convolutions, AdamW, cut by memory": f"{ONE} {DEEP} {ADAMW} --balance memory",
+    "SID, alpha 1, heads of 2 convolutions, AdamW, cut by parameters": f"{ONE} {DEEP} {ADAMW} --balance params",
+    "local_ce, heads of 2 convolutions, AdamW": f"local_ce {DEEP} {ADAMW}",
     "SID, alpha 1 to 0.5": "sid --alpha linear:1:0.5",
     "backprop, rate 0.05": "backprop --lr 0.05",
-    "backprop, rate 0.2": "backprop --lr 0.2",
     "backprop, residual branches not zero at first": "backprop --set model.zero_init_residual=false",
 }
 
