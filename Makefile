@@ -46,9 +46,11 @@ core    := gpu-core reproduction attribution gap label-noise cifar100 backbones
 PART    ?= core
 MINUTES ?= 9
 RESULTS ?= results
+# smoke: every piece on digits and a CPU, to see that it runs.
+SIZE    ?= gpu
 
 gpu-evidence:
-	$(PYTHON) -m sidestep study $($(PART)) --gpu --minutes $(MINUTES) --results $(RESULTS)
+	$(PYTHON) -m sidestep study $($(PART)) --$(SIZE) --minutes $(MINUTES) --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

@@ -64,7 +64,7 @@ class Grid:
         """
         if seed >= self.seeds.get(machine, 0):
             return
-        for trials, labels, words in self._cells(machine):
+        for trials, labels, words in self._tuned_arms(machine):
             best = choose(trials, rows) if trials else ("", "")
             if best is not None:
                 tuned = {"tuned": best[0]} if trials else {}
@@ -73,10 +73,10 @@ class Grid:
     def trials(self, machine: Machine) -> Iterator[Piece]:
         """Every candidate of every arm that is run at all."""
         if self.seeds.get(machine, 0):
-            for trials, _, _ in self._cells(machine):
+            for trials, _, _ in self._tuned_arms(machine):
                 yield from (piece for piece, _ in trials.values())
 
-    def _cells(self, machine: Machine) -> Iterator[tuple[Trials, dict[str, str], str]]:
+    def _tuned_arms(self, machine: Machine) -> Iterator[tuple[Trials, dict[str, str], str]]:
         for chosen in product(*(variant.items() for variant in self.variants.values())):
             for arm, words in self.arms.items():
                 own = " ".join([words, self.common, *(more for _, more in chosen)])
@@ -97,11 +97,13 @@ def choose(trials: Trials, rows: Sequence[Row]) -> tuple[str, str] | None:
 
     One that diverged is not chosen.
     """
-    found = {row["command"]: -1.0 if "failed" in row else float(row["val_accuracy"]) for row in rows}
-    if any(piece.command not in found for piece, _ in trials.values()):
+    left = {row["command"]: row for row in rows}
+    tried = {name: left.get(piece.command) for name, (piece, _) in trials.items()}
+    reached = {name: -1.0 if "failed" in row else row["val_accuracy"] for name, row in tried.items() if row}
+    if len(reached) < len(trials):
         return None
-    name = max(trials, key=lambda name: found[trials[name][0].command])
-    return name, trials[name][1]
+    best = max(reached, key=reached.__getitem__)
+    return best, trials[best][1]
 
 
 def _piece(labels: Mapping[str, str], words: str, machine: Machine, seed: int) -> Piece:
