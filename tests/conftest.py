@@ -50,6 +50,12 @@ CASES = [
     Case(
         "local_ce", LocalCE(label_smoothing=0.1), True, partial(naive.with_heads, smoothings=[0.1] * 3, isolated=True)
     ),
+    Case(
+        "local_ce-headed",
+        LocalCE(last="head", head_depth=2),
+        True,
+        partial(naive.with_heads, smoothings=[0.0] * 3, isolated=True),
+    ),
     Case("sid-trunk", SID(), True, partial(naive.sid, alphas=[0.5] * 3, direction="code", smoothing=0.0)),
     Case(
         "sid-trunk-paper",

@@ -33,7 +33,7 @@ def with_heads(chain: Chain, x: Tensor, y: Tensor, smoothings: list[float], isol
     total = torch.zeros(())
     for block, smoothing in zip(chain.blocks, smoothings, strict=True):
         x = block.net(x.detach() if isolated else x)
-        logits = x if block.is_last else block.extras["head"](x)
+        logits = block.extras["head"](x) if "head" in block.extras else x
         total = total + cross_entropy(logits, y, smoothing)
     return total
 

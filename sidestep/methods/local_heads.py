@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,30 +24,36 @@ from sidestep.nn.schedules import smoothings
 
 @dataclass(frozen=True)
 class LocalHeads(Method, ABC):
-    """Every block but the last has a head of its own; the last one's read-out is the model's classifier."""
+    """Every block has a head of its own, but for the last, whose read-out is the model's classifier by default."""
 
     label_smoothing: float | str = 0.0  # a constant, or sid[:ALPHA]: block i smoothed by SID's r_i
     head: HeadKind = "auto"  # linear, conv or mlp; auto: conv on feature maps, else linear
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
     head_depth: int = 1  # convolutions of a conv head, hidden layers of an mlp head
+    last: Literal["classifier", "head"] = "classifier"  # the last block's read-out: the model's, or one like the others
 
     def __post_init__(self) -> None:
         smoothings(self.label_smoothing)
+        if self.last not in ("classifier", "head"):
+            raise ValueError(f"got last={self.last!r}, expected classifier or head.")
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
-        count = len(slices.nets)
+        count = len(slices.bodies)
         smoothings(self.label_smoothing, count)
-        blocks = [
-            Block(
-                i,
-                count,
-                net,
-                head=Head(shape, task.num_classes, self.head, width=self.head_width, depth=self.head_depth),
-            )
-            for i, (net, shape) in enumerate(zip(slices.nets[:-1], slices.shapes, strict=False))
+        with_head = count if self.last == "head" else count - 1
+        heads = [
+            Head(shape, task.num_classes, self.head, width=self.head_width, depth=self.head_depth)
+            for shape in slices.shapes[:with_head]
         ]
-        return Chain([*blocks, Block(count - 1, count, slices.nets[-1])], at=slices.at)
+        blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
+        if self.last == "classifier":
+            blocks.append(Block(count - 1, count, slices.nets[-1]))
+        return Chain(blocks, at=slices.at)
+
+    def export(self, chain: Chain) -> nn.Module:
+        last = chain.blocks[-1]
+        return nn.Sequential(*(block.net for block in chain.blocks), *last.extras.values())
 
     def inference(self) -> Program:
         return (Up(self.read),)
@@ -62,5 +69,5 @@ class LocalHeads(Method, ABC):
 
 
 def read_out(block: Block, out: Tensor) -> Tensor:
-    """Logits (B, C) from a block's output, which for the last block is the logits."""
-    return out if block.is_last else block.extras["head"](out)
+    """Logits (B, C) from a block's output, which is the logits where the model's classifier is in the block."""
+    return block.extras["head"](out) if "head" in block.extras else out

@@ -15,14 +15,17 @@ from sidestep.report.tables import PERCENT, Column, fixed
 from sidestep.studies import against
 from sidestep.studies.rows import Value, by_seed, names, pick, points, read_out, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Machine, Row, Study
 
 SID, BACKPROP, LOCAL, DEEP = "SID", "backprop", "local_ce", "deep supervision"
+WIDE = "backprop, wider: as many FLOPs as SID"
+HEADS = "--head-depth 2"
 ARMS = {
-    SID: "train sid",
+    SID: f"train sid {HEADS}",
     BACKPROP: "train backprop",
-    LOCAL: "train local_ce",
-    DEEP: "train deep_supervision",
+    WIDE: "train backprop",
+    LOCAL: f"train local_ce {HEADS} --last head",
+    DEEP: f"train deep_supervision {HEADS} --last head",
 }
 READ_OUTS: Mapping[str, Value] = {
     "last block": "test_accuracy",
@@ -49,7 +52,7 @@ def gaps(arms: Mapping[str, Sequence[Row]]) -> dict[str, Difference]:
     """SID's answer less backprop's, less local_ce's in each of the three ways to read it, less deep supervision's."""
     own = by_seed(arms.get(SID, []))
     others = {
-        BACKPROP: by_seed(arms.get(BACKPROP, [])),
+        **{arm: by_seed(arms.get(arm, [])) for arm in (BACKPROP, WIDE)},
         **{f"{LOCAL}, {how}": by_seed(arms.get(LOCAL, []), value) for how, value in READ_OUTS.items()},
         DEEP: by_seed(arms.get(DEEP, [])),
     }
@@ -109,39 +112,38 @@ def over_budget(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -
     return lines(f"gap over budget on {data}", series, "epochs", "points less backprop", zero=True) if series else None
 
 
-def budgets(*epochs: int) -> dict[str, str]:
-    return {f"{n} epochs": f"--epochs {n}" for n in epochs}
-
-
+RECIPE = "--optimizer adamw --weight-decay 0.05 --schedule onecycle --warmup 0.3"
 NETWORK = "--model resnet18 --set model.width=16 --blocks 4"
-RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.05", "0.1", "0.2")}
+CIFAR, FASHION = ("--data cifar10-jpeg-q95", "--data fashion-mnist")
+RATES = ("0.004", "0.008")
+SMOOTHED = {f"rate {lr}, smoothing {s}": f"--lr {lr} --label-smoothing {s}" for lr in RATES for s in ("0", "0.1")}
+WEIGHTS = {f"rate {lr}, alpha {a}": f"--lr {lr} --alpha {a}" for lr in RATES for a in ("1", "linear:1:0.5")}
+"""What is tried: a rate by a field of the method's own, four trials for everybody."""
+
+
+def grids(data: Mapping[str, str], epochs: Sequence[int], seeds: Mapping[Machine, int]) -> list[Grid]:
+    """All arms, each with its candidates, which are tried on CIFAR-10 at five epochs for every budget and data set."""
+    budgets = {f"{n} epochs": f"--epochs {n}" for n in epochs}
+    return [
+        Grid(
+            {arm: words},
+            f"{RECIPE} {NETWORK}" if arm != WIDE else f"{RECIPE} {NETWORK} --set model.width=24",
+            {"data": data, "epochs": budgets},
+            seeds,
+            candidates=WEIGHTS if arm == SID else SMOOTHED,
+            trial=f"{CIFAR} --epochs 5",
+            smoke="--set model.width=8",
+        )
+        for arm, words in ARMS.items()
+    ]
+
+
 STUDY = Study(
     "How far are isolated blocks from strong backprop?",
     [
-        Grid(
-            ARMS,
-            NETWORK,
-            {"data": {"Fashion-MNIST": "--data fashion-mnist"}, "epochs": budgets(5, 10)},
-            seeds={"cpu": 5, "gpu": 5},
-            candidates=RATES,
-            smoke="--set model.width=8",
-        ),
-        Grid(
-            ARMS,
-            NETWORK,
-            {"data": {"CIFAR-10": "--data cifar10-jpeg-q95"}, "epochs": budgets(5, 10)},
-            seeds={"cpu": 3},
-            candidates=RATES,
-            smoke="--set model.width=8",
-        ),
-        Grid(
-            ARMS,
-            NETWORK,
-            {"data": {"CIFAR-10": "--data cifar10-jpeg-q95"}, "epochs": budgets(5, 10, 30, 100)},
-            seeds={"gpu": 3},
-            candidates=RATES,
-            smoke="--set model.width=8",
-        ),
+        *grids({"CIFAR-10": CIFAR}, (5, 10), {"cpu": 3}),
+        *grids({"Fashion-MNIST": FASHION}, (5, 10), {"cpu": 5, "gpu": 5}),
+        *grids({"CIFAR-10": CIFAR}, (5, 10, 30, 100), {"gpu": 3}),
     ],
     page,
 )

@@ -55,6 +55,7 @@ class Grid:
     first_seed: int = 0
     candidates: Mapping[str, str] = field(default_factory=dict[str, str])
     """What is tried on validation, for every arm and variant: name -> words.  Nothing is tuned without."""
+    trial: str = ""  # a trial's words in place of the variants': one trial of a candidate then serves them all
     smoke: str = ""  # words that make it small
 
     def pieces(self, machine: Machine, seed: int, rows: Sequence[Row] = ()) -> Iterator[Piece]:
@@ -78,14 +79,16 @@ class Grid:
 
     def _tuned_arms(self, machine: Machine) -> Iterator[tuple[Trials, dict[str, str], str]]:
         for chosen in product(*(variant.items() for variant in self.variants.values())):
-            for arm, words in self.arms.items():
-                own = " ".join([words, self.common, *(more for _, more in chosen)])
-                labels = {"arm": arm, **dict(zip(self.variants, (name for name, _ in chosen), strict=True))}
+            varied = dict(zip(self.variants, (name for name, _ in chosen), strict=True))
+            varying = " ".join(more for _, more in chosen)
+            for arm, own in self.arms.items():
+                labels = {"arm": arm} if self.trial else {"arm": arm, **varied}
+                words = f"{own} {self.common} {self.trial or varying}"
                 trials = {
-                    name: (_piece(labels | {"trial": name}, f"{own} {more} --test never", machine, TRIAL_SEED), more)
+                    name: (_piece(labels | {"trial": name}, f"{words} {more} --test never", machine, TRIAL_SEED), more)
                     for name, more in self.candidates.items()
                 }
-                yield trials, labels, own
+                yield trials, {"arm": arm, **varied}, f"{own} {self.common} {varying}"
 
 
 Trials = Mapping[str, tuple[Piece, str]]

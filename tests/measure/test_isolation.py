@@ -30,6 +30,7 @@ EXPECTED: dict[str, tuple[list[list[int]], list[list[int]]]] = {
     "backprop_checkpointed": ([[], [], [0, 1, 2]], ALL),
     "deep_supervision": ([[0], [0, 1], [0, 1, 2]], ALL),
     "local_ce": ([[0], [1], [2]], NONE),
+    "local_ce-headed": ([[0], [1], [2]], NONE),
     "sid-trunk": ([[0], [1], [2]], NONE),
     "sid-trunk-paper": ([[0], [1], [2]], NONE),
     "sid-trunk-residual": ([[0], [1], [2]], NONE),

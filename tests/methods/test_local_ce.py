@@ -71,3 +71,14 @@ def test_settings_out_of_range_are_refused() -> None:
         engine_for(LocalCE(head=head))
     with pytest.raises(ValueError, match=r"got 2 values of alpha='1,0.5' for 3 blocks"):
         engine_for(LocalCE(label_smoothing="sid:1,0.5"))
+
+
+def test_the_last_block_may_have_a_head_like_the_others_which_is_exported_with_it() -> None:
+    method = LocalCE(last="head")
+    engine = engine_for(method)
+    assert all("head" in block.extras for block in engine.chain.blocks)
+    exported = sum(p.numel() for p in method.export(engine.inference_chain).parameters())
+    nets = sum(p.numel() for block in engine.chain.blocks for p in block.net.parameters())
+    assert exported == nets + sum(p.numel() for p in engine.chain.blocks[-1].extras.parameters())
+    with pytest.raises(ValueError, match="got last='both', expected classifier or head"):
+        LocalCE(last="both")  # pyright: ignore[reportArgumentType]

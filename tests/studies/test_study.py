@@ -111,6 +111,18 @@ def test_every_piece_leaves_one_row_with_the_command_that_reruns_it(small: Study
     assert len({argv[argv.index("--out") + 1] for argv in fake.asked if "--out" in argv}) == 8, "one folder a run"
 
 
+def test_one_trial_serves_the_variants_whose_trials_are_the_same_line() -> None:
+    budgets = {"epochs": {"5": "--epochs 5", "10": "--epochs 10"}}
+    rates = {"low": "--lr 0.001", "high": "--lr 0.004"}
+    study = Study("?", [Grid({"a": "train sid"}, variants=budgets, candidates=rates, trial="--epochs 5")], page)
+    trials = study.pieces()
+    assert [piece.labels["trial"] for piece in trials] == ["low", "high"]
+    rows = [{"command": p.command, "val_accuracy": a} for p, a in zip(trials, (0.1, 0.2), strict=True)]
+    runs = study.pieces(rows=rows)[2:]
+    assert [p.labels for p in runs] == [{"arm": "a", "epochs": n, "tuned": "high"} for n in ("5", "10")]
+    assert all(" --lr 0.004 --seed 0" in p.command for p in runs)
+
+
 @pytest.mark.parametrize("stops", [1, 3, 9])
 def test_a_study_that_was_stopped_goes_on_and_repeats_or_loses_no_row(stops: int, small: Study, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
