@@ -1,0 +1,186 @@
+"""Cutting a command line into words and flags, and its help.  Values are validated by `sidestep.config`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from sidestep.bench.recipes import Recipe
+from sidestep.config import OPTIONS, TrainConfig, kinds, resolve
+from sidestep.errors import UsageError, unknown
+from sidestep.methods import METHODS, method_class
+
+Result = dict[str, Any]
+"""What a command found; `text` is the table for people."""
+
+WIDTH = 80
+
+
+class Args(argparse.Namespace):
+    """A command line, cut up."""
+
+    words: list[str]  # those that are no flags, in order
+    flags: dict[str, object]  # by configuration key
+    config: Path | None = None
+
+    def resolve(self, method: str) -> TrainConfig:
+        return resolve(method, self.flags, self.config, os.environ)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `sidestep <command>` takes and calls."""
+
+    run: Callable[[Args], Result]
+    about: str
+    example: str
+    takes: str = ""  # its words: X is one, X... one or more, [X] one or none
+    fields: tuple[str, ...] = ()  # the configuration's fields that it has as flags
+    own_fields: bool = False  # whether the method's own are flags too
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # further flags
+
+    def admits(self, words: int) -> bool:
+        parts = self.takes.split()
+        least = sum(not part.startswith("[") for part in parts)
+        return least <= words <= (math.inf if self.takes.endswith("...") else len(parts))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, which remembers its flags."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        super().__init__(
+            usage=" ".join(["sidestep", name, command.takes, "[options]"]).replace("  ", " "),
+            description=command.about,
+            epilog=f"example:\n  {command.example}",
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=WIDTH),
+            add_help=False,
+            allow_abbrev=False,
+        )
+        self.name = name
+        self.known: list[str] = []
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see sidestep {self.name} --help")
+
+    def flag(self, group: Any, *names: str, **how: Any) -> None:
+        self.known += names
+        group.add_argument(*names, **how)
+
+    def option(self, group: Any, key: str, kind: Any, help: str) -> None:
+        """A flag that puts its text under a configuration key; a switch has a `--no-` form."""
+        name = key.rpartition(".")[2].replace("_", "-")
+        help = help.replace("%", "%%")
+        common: dict[str, Any] = {"dest": key, "action": Put, "default": argparse.SUPPRESS}
+        if kind is bool:
+            self.flag(group, f"--{name}", f"--no-{name}", nargs=0, help=help, **common)
+        else:
+            self.flag(group, f"--{name}", metavar=metavar(kind), help=help, **common)
+
+
+class Put(argparse.Action):
+    """Keep only what was given: the last word on a key counts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        key, value = self.dest, option_string == self.option_strings[0] if self.nargs == 0 else values
+        if key == "set":
+            key, equals, value = str(values).partition("=")
+            if not equals:
+                raise UsageError(f"got --set {values}, expected --set KEY=VALUE, such as --set model.depth=16.")
+        namespace.flags[key] = value
+
+
+def parse(name: str, command: Command, rest: list[str]) -> Args | None:
+    """The rest of a command's line, or None once its help is printed.
+
+    The flags of the method are added when its word has been read, since only then may it be imported.
+    """
+    parser = Parser(name, command)
+    types = kinds("")
+    for title in ("data", "model", "training", "run"):
+        names = [n for n in command.fields if OPTIONS[n].metadata["group"] == title]
+        group = parser.add_argument_group(title) if names else parser
+        for key in names:
+            parser.option(group, key, types[key], described(OPTIONS[key]))
+    group = parser.add_argument_group("this command")
+    for flag, how in command.extra.items():
+        parser.flag(group, flag, **how)
+    if command.fields:
+        parser.flag(group, "--config", type=Path, metavar="FILE", help="a TOML file of keys")
+        about = "any key: a field, model.OPTION, METHOD.FIELD"
+        parser.flag(group, "--set", action=Put, default=argparse.SUPPRESS, metavar="KEY=VALUE", help=about)
+    about = "append the result and its command to a file of JSON lines"
+    parser.flag(group, "--record", type=Path, metavar="FILE", help=about)
+    parser.flag(group, "--json", action="store_true", help="one JSON object, on the last line of stdout")
+    parser.flag(group, "-h", "--help", action="store_true", help="show this and stop")
+
+    args, words = parser.parse_known_args(rest, Args(flags={}))
+    if command.own_fields:
+        method = next((word for word in words if word in METHODS), None)
+        first = words[1 if name == "bench" else 0 :][:1]
+        if method is None and first and not first[0].startswith("-"):
+            raise unknown("method", first[0], METHODS)
+        if method is None and name == "bench" and not args.help:
+            method = "sid"
+        if method is not None:
+            add_own_fields(parser, method)
+            args, words = parser.parse_known_args(rest, Args(flags={}))
+    if args.help:
+        parser.print_help()
+        return None
+    for word in words:
+        if word.startswith("-"):
+            raise unknown_flag(name, command, word.partition("=")[0], words, parser.known)
+    if not command.admits(len(words)):
+        takes = command.takes or "no words"
+        raise UsageError(f"sidestep {name} takes {takes}, got {' '.join(words) or 'none'}; see sidestep {name} --help")
+    args.words = words
+    return args
+
+
+def add_own_fields(parser: Parser, method: str) -> None:
+    """The method's hyperparameters as flags; what stands behind a field in its source is its help."""
+    cls: Any = method_class(method)
+    notes: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        notes |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
+    about = f"{inspect.getdoc(cls)}  ({cls.reference})"
+    group = parser.add_argument_group(f"{method}'s own fields", "\n".join(textwrap.wrap(about, WIDTH - 4)))
+    types = kinds(method)
+    for own in fields(cls):
+        parser.option(group, f"{method}.{own.name}", types[own.name], described(own, notes.get(own.name, "")))
+
+
+def unknown_flag(name: str, command: Command, flag: str, words: Sequence[str], known: Iterable[str]) -> UsageError:
+    key = flag[2:].replace("-", "_")
+    keys = [key] if key in OPTIONS else [f"{m}.{key}" for m in words if m in METHODS and key in kinds(m)]
+    if keys and command.fields:
+        return UsageError(f"{flag} is no flag of sidestep {name}; give --set {keys[0]}=VALUE.")
+    return unknown("flag", flag, known)
+
+
+RECIPE = {f.name for f in fields(Recipe)}
+
+
+def described(own: Field[Any], text: str = "") -> str:
+    """A field's help, with its default where there is one to show."""
+    default = "recipe" if own.default is MISSING and own.name in RECIPE else own.default
+    if isinstance(default, bool):
+        default = str(default).lower()
+    text = own.metadata.get("help", text)
+    return text if default in (MISSING, None, ()) else f"{text} (default: {default})".strip()
+
+
+def metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    names = {int: "N", float: "X", Path: "PATH"}
+    return next((names[member] for member in (kind, *get_args(kind)) if member in names), "WORD")
