@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -214,20 +214,25 @@ class Streaming:
     @torch.no_grad()
     def predict(self, x: Tensor) -> list[Tensor | None]:
         """Logits (B, C) of every block, None where a block has no read-out.  Eval mode; moving averages where kept."""
+        logits: list[Tensor | None] = [None] * len(self.chain.blocks)
+        for block, _, emit in self.infer(x):
+            if emit.logits is not None:
+                logits[block.index] = emit.logits
+        return logits
+
+    def infer(self, x: Tensor) -> Iterator[tuple[Block, Message, Emit]]:
+        """What `predict` runs, cell by cell: the block, the message it gets, and what it leaves behind."""
         chain = self.inference_chain
         chain.train(False)
         batch = Batch(x, None)
         shared = run_hub(self.method.encode, chain.hub, batch, self.context)
-        logits: list[Tensor | None] = [None] * len(chain.blocks)
         for p in self.method.inference():
             message = self.method.source(batch, shared, self.task)
             for block in chain.blocks:
                 cell = Cell(block, batch, self.task, shared, {}, key=self.context.cell_key(batch, block.index, p.name))
                 emit = run_cell(p, cell, message, self.context)
+                yield block, message, emit
                 message = emit.send
-                if emit.logits is not None:
-                    logits[block.index] = emit.logits
-        return logits
 
     @property
     def inference_chain(self) -> Chain:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.assemble import EVAL_BATCH, Assembly
-from sidestep.core.cell import Batch, Cell, run_cell, run_hub
 from sidestep.core.emit import Message
 from sidestep.data.samples import Source
 from sidestep.engines.streaming import Streaming
@@ -90,21 +89,12 @@ def sent(engine: Streaming, x: Tensor) -> list[Tensor | None]:
 
     For a last block that sends its logits, as those with the model's own classifier do, it is the classifier's input.
     """
-    chain, method, context = engine.inference_chain, engine.method, engine.context
-    chain.train(False)
-    batch = Batch(x, None)
-    shared = run_hub(method.encode, chain.hub, batch, context)
-    found: list[Tensor | None] = [None] * len(chain.blocks)
-    for p in method.inference():
-        message = method.source(batch, shared, engine.task)
-        for block in chain.blocks:
-            cell = Cell(block, batch, engine.task, shared, {}, key=context.cell_key(batch, block.index, p.name))
-            emit = run_cell(p, cell, message, context)
-            if emit.send:
-                is_answer = emit.send[0] is emit.logits
-                with context.precision():
-                    found[block.index] = before_read_out(block.net, message) if is_answer else emit.send[0]
-            message = emit.send
+    found: list[Tensor | None] = [None] * len(engine.chain.blocks)
+    for block, message, emit in engine.infer(x):
+        if emit.send:
+            is_answer = emit.send[0] is emit.logits
+            with engine.context.precision():
+                found[block.index] = before_read_out(block.net, message) if is_answer else emit.send[0]
     return found
 
 
