@@ -29,6 +29,7 @@ from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
 from sidestep.models import MODELS
 from sidestep.parser import WIDTH, Args, Command, Result, parse
+from sidestep.studies import STUDIES, study_named
 
 ABOUT = "Train deep networks without a global backward pass: local objectives, audited isolation, strong baselines."
 SHARED = ("data", "model", "blocks", "at", "balance", "recipe", "batch_size", "seed", "device", "precision", "threads")
@@ -91,8 +92,6 @@ def bench(args: Args) -> Result:
 
 
 def study(args: Args) -> Result:
-    from sidestep.studies import study_named
-
     for name in args.words:
         study_named(name)  # an unknown name is found before torch is loaded
 
@@ -236,6 +235,7 @@ COMMANDS: dict[str, Command] = {
         "grids of runs with resume, their rows in results/, and a page each",
         "sidestep study reproduction --seeds 1",
         takes="NAME...",
+        known=STUDIES,
         extra={
             "--seeds": {"type": count, "metavar": "N", "help": "at most so many (default: the study's own)"},
             "--gpu": {"action": "store_true", "help": "the pieces that are for a GPU, on CUDA"},

@@ -46,6 +46,7 @@ class Command:
     fields: tuple[str, ...] = ()  # the configuration's fields that it has as flags
     own_fields: bool = False  # whether the method's own are flags too
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # further flags
+    known: Mapping[str, str] = field(default_factory=dict[str, str])  # what its words may be, and what each is about
 
     def admits(self, words: int) -> bool:
         parts = self.takes.split()
@@ -57,10 +58,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, which remembers its flags."""
 
     def __init__(self, name: str, command: Command) -> None:
+        wide = max(map(len, command.known), default=0) + 2
+        indent = " " * (wide + 2)
+        names = [f"{command.takes.strip('.')}:"] if command.known else []
+        for word, about in command.known.items():
+            names += textwrap.wrap(about, WIDTH, initial_indent=f"  {word:<{wide}}", subsequent_indent=indent)
         super().__init__(
             usage=" ".join(["sidestep", name, command.takes, "[options]"]).replace("  ", " "),
             description=command.about,
-            epilog=f"example:\n  {command.example}",
+            epilog="\n".join([*names, "", "example:", f"  {command.example}"]).lstrip(),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=WIDTH),
             add_help=False,
             allow_abbrev=False,

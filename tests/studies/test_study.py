@@ -240,7 +240,7 @@ from sidestep import cli, studies
 from sidestep.studies import runner
 from tests.studies.test_study import SMALL
 studies.STUDIES["small"] = ""
-runner.study_named = studies.study_named = lambda _: SMALL
+runner.study_named = cli.study_named = lambda _: SMALL
 sys.exit(cli.main(["study", "small", "--seeds", "1", *sys.argv[1:]]))
 """
 
