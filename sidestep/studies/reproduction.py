@@ -1,7 +1,8 @@
 """SID's published CIFAR-10 numbers again, on the network they were made with and on the one that was released.
 
-The authors' log (papers.md 1.7): batch 256, Adam at 1e-3, L = 5, 50 epochs, one run each, test accuracy after every
-epoch; the paper reports the best of them.  Their backprop is the belief cascade with the gradient left on.
+The authors' log (rizhi.txt, github.com/ychAlbert/sid_bp at 05cd9a5d): batch 256, Adam at 1e-3, L = 5, 50 epochs, one
+run each, test accuracy after every epoch; the paper reports the best of them.  Their backprop is the belief cascade
+with the gradient left on.
 """
 
 from __future__ import annotations
