@@ -1,0 +1,46 @@
+"""The page of `reproduction`, on rows by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidestep.studies.reproduction import CASCADE_BN, PLAIN_STRONG, SID_BN, SID_STRONG, page
+from tests.studies.made import over_epochs
+from tests.studies.pages import columns, written_of_every_part
+
+
+def curve(level: float) -> list[float]:
+    """Two epochs that do not count, then ten of mean `level`, the best 0.01 above it, the last 0.01 below."""
+    return [0.1, 0.2, *[level] * 8, level + 0.01, level - 0.01]
+
+
+ROWS = [
+    over_epochs(SID_BN, curve(0.80)),
+    over_epochs(CASCADE_BN, curve(0.81)),
+    over_epochs(PLAIN_STRONG, curve(0.85)),
+    over_epochs(SID_STRONG, curve(0.84)),
+]
+
+
+def test_the_gain_is_said_of_the_log_and_of_ours_and_what_lies_outside_is_named() -> None:
+    text = page(ROWS).answer
+    assert "80.00 % for SID (authors’ log 79.95) and 81.00 % for the belief cascade by backprop (log 78.22)" in text
+    assert "1.73 over the last ten epochs of their log, and −1.00 here." in text
+    assert "Further than 1.5 points from the log: the cascade by +2.78 points." in text
+    assert f"SID less “{PLAIN_STRONG}”: −5.00 points." in text
+    assert "Both under the strong recipe: SID less backprop with one head −1.00 points." in text
+    near = page([ROWS[0], over_epochs(CASCADE_BN, curve(0.79))]).answer
+    assert "Both are within 1.5 points." in near
+
+
+def test_the_last_and_the_best_epoch_stand_beside_the_mean_and_the_loss_beside_the_logs_epochs() -> None:
+    found = columns(page(ROWS), "Test accuracy over the last ten epochs")
+    assert found["last ten epochs, %"][0] == "80.00"
+    assert found["last epoch, %"][0] == "79.00"
+    assert found["best epoch on test, %"][0] == "81.00"
+    assert found["loss after epochs 1, 3, 10, 20, 50"][0] == "1.000, 1.000, 1.000"  # twelve epochs
+
+
+def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
+    written_of_every_part(page, ROWS, tmp_path)
+    assert "Not both" in page([ROWS[0]]).answer
