@@ -284,12 +284,13 @@ def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
     Not `module.compile()`: that compiles a frame of torch's own, which the compiler skips, so that of an nn.Sequential
     it captures nothing.  From a function of ours it looks inside.
     """
+    # Torch has no public name for a call with its hooks, nor for where Module.compile() leaves its result: called in
+    # place of _call_impl, and not copied.
     call = module._call_impl  # pyright: ignore[reportPrivateUsage]
 
     def compiled(*args: Tensor) -> object:
         return call(*args)
 
-    # Where Module.compile() leaves its result too: called in place of _call_impl, and not copied.
     module._compiled_call_impl = torch.compile(compiled, backend=backend)  # pyright: ignore[reportPrivateUsage]
 
 

@@ -104,11 +104,11 @@ def over_budget(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -
             if arm != BACKPROP and (gap := paired(by_seed(arms.get(arm, [])), by_seed(arms.get(BACKPROP, []))))
         }
         if len(found) > 1:
-            low, high = (
-                [100 * (end if end is not None else gap.mean) for end, gap in ends]
-                for ends in ([(gap.low, gap) for gap in found.values()], [(gap.high, gap) for gap in found.values()])
-            )
-            series.append(Line(arm, list(found), [100 * gap.mean for gap in found.values()], low, high))
+            drawn = list(found.values())
+            # A single pair has no interval: its band is its mean.
+            low = [100 * (gap.mean if gap.low is None else gap.low) for gap in drawn]
+            high = [100 * (gap.mean if gap.high is None else gap.high) for gap in drawn]
+            series.append(Line(arm, list(found), [100 * gap.mean for gap in drawn], low, high))
     return lines(f"gap over budget on {data}", series, "epochs", "points less backprop", zero=True) if series else None
 
 

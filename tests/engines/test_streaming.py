@@ -176,7 +176,7 @@ def test_compiled_blocks_train_the_same_with_everything_on(monkeypatch: pytest.M
 def test_a_compiled_sequential_is_captured_whole_keeps_its_hooks_and_its_copies_are_not_compiled() -> None:
     """`nn.Sequential.compile()` captures nothing, silently: every call then runs eagerly."""
     net, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), list[object]()
-    net.register_forward_hook(lambda _, __, out: seen.append(out))  # pyright: ignore[reportUnknownLambdaType]
+    net.register_forward_hook(lambda _, __, out: seen.append(out))  # pyright: ignore[reportUnknownLambdaType]  # torch types a hook's arguments as Any
     x = torch.randn(3, 4)
     expected = net(x)
     torch._dynamo.reset()

@@ -39,7 +39,7 @@ def net(*, forgets: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Linear(8 if i == 0 else 32, 32), nn.ReLU()) for i in range(3)]
     if forgets:
-        nn.init.zeros_(layers[1][0].weight)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(layers[1][0].weight)  # pyright: ignore[reportArgumentType]  # a layer is Module to torch
     return nn.Sequential(*layers, nn.Linear(32, CLASSES))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sidestep.report.study import Page, write_page
+from sidestep.report.tables import Table
 from sidestep.studies.study import Row
 
 
@@ -14,6 +15,11 @@ def columns(page: Page, heading: str, caption: str = "") -> dict[str, list[str]]
     """A section's table with this caption: its cells from the top, by column.  Equal heads: the last counts."""
     (found,) = [t for s in page.sections if s.heading == heading for c, t in s.tables if c == caption]
     return {head: [row[i] for row in found.rows] for i, head in enumerate(found.head)}
+
+
+def tables(made: Page) -> dict[str, Table]:
+    """All tables of a page, by "heading: caption"."""
+    return {f"{section.heading}: {caption}": table for section in made.sections for caption, table in section.tables}
 
 
 def written_of_every_part(page: Callable[[Sequence[Row]], Page], rows: Sequence[Row], folder: Path) -> None:

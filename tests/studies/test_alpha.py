@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sidestep.report.study import Page, write_page
-from sidestep.report.tables import Table
+from sidestep.report.study import write_page
 from sidestep.studies.alpha import ARMS, DATA, MIDDLE, directed, page
 from sidestep.studies.study import Row
+from tests.studies.pages import tables
 from tests.studies.test_label_noise import GAIN
 
 MNIST, FASHION = DATA
@@ -45,10 +45,6 @@ def row(arm: str, seed: int = 0, accuracy: float = 0.9, data: str = MNIST, **mor
 def failed(arm: str, data: str = MNIST) -> Row:
     """What the runner leaves of a run that diverged: no seed, no numbers."""
     return {"labels": {"arm": arm, "data": data}, "commit": "abc", "command": "sidestep train", "failed": "diverged"}
-
-
-def tables(made: Page) -> dict[str, Table]:
-    return {f"{section.heading}: {caption}": table for section in made.sections for caption, table in section.tables}
 
 
 def of_three(arm: str, accuracies: tuple[float, float, float], **more: Any) -> list[Row]:

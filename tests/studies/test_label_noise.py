@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidestep.report.study import Page, write_page
-from sidestep.report.tables import Table
+from sidestep.report.study import write_page
 from sidestep.studies.label_noise import (
     ARMS,
     BACKPROP,
@@ -31,6 +30,7 @@ from sidestep.studies.label_noise import (
 from sidestep.studies.rows import best_on_validation, nats
 from sidestep.studies.statistics import difference
 from sidestep.studies.study import Row
+from tests.studies.pages import tables
 
 
 def described(off: float = 0.125) -> dict[str, Any]:
@@ -63,10 +63,6 @@ def row(arm: str, noise: str = "40 %", seed: int = 0, accuracy: float = 0.9, dat
 
 def of_three(arm: str, accuracies: tuple[float, float, float], **more: Any) -> list[Row]:
     return [row(arm, seed=seed, accuracy=a, **more) for seed, a in enumerate(accuracies)]
-
-
-def tables(made: Page) -> dict[str, Table]:
-    return {f"{section.heading}: {caption}": table for section in made.sections for caption, table in section.tables}
 
 
 def all_rows() -> list[Row]:
