@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import PERCENT, Column, fixed
+from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import mean, names, pick, points, read_out, reads, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, mean, names, pick, points, reads, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Row, Study
 
@@ -76,18 +76,11 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
         for how, words in READ_OUTS.items()
         if (found := less(arms, how))
     ]
-    columns = (
-        ("test accuracy, %", "test_accuracy", PERCENT),
-        ("averaged logits, %", read_out("mean"), PERCENT),
-        ("gate, %", read_out("gate"), PERCENT),
-        ("NLL, nats", "test_nll", fixed(4)),
-        ("ECE", "test_ece", fixed(4)),
-    )
     drawn = less(arms, "last")
     return Section(
         data,
         "Differences are in points of test accuracy, paired by seed, with their 95 % interval.",
-        [("", table(arms, columns, further=[("chosen on validation", chosen), *gaps, *sizes(arms)]))],
+        [("", table(arms, HOWEVER_READ, further=[("chosen on validation", chosen), *gaps, *sizes(arms)]))],
         against.figure(f"SID less each control on {data}", drawn),
     )
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from sidestep.report.figures import Line, lines
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import PERCENT, Column, fixed
+from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import Value, by_seed, names, pick, points, read_out, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, Value, by_seed, names, pick, points, read_out, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Machine, Row, Study
 
@@ -68,13 +68,6 @@ def answer(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> str
 
 
 def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Section:
-    columns = (
-        ("test accuracy, %", "test_accuracy", PERCENT),
-        ("averaged logits, %", READ_OUTS["averaged logits"], PERCENT),
-        ("gate, %", READ_OUTS["gate fitted on validation"], PERCENT),
-        ("NLL, nats", "test_nll", fixed(4)),
-        ("ECE", "test_ece", fixed(4)),
-    )
     tables = []
     for epochs, arms in budgets.items():
         less = {arm: paired(by_seed(arms.get(SID, [])), by_seed(its)) for arm, its in arms.items() if arm != SID}
@@ -82,7 +75,7 @@ def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Se
             ("SID less it", [points(less.get(arm)) or "" for arm in arms]),
             ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()]),
         ]
-        tables.append((f"After {epochs}", table(arms, columns, further=[*cells, *sizes(arms)])))
+        tables.append((f"After {epochs}", table(arms, HOWEVER_READ, further=[*cells, *sizes(arms)])))
     figures = [("The gap over the budget.", svg, "")] if (svg := over_budget(data, budgets)) else []
     last, arms = list(budgets.items())[-1]
     return Section(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.read import Spread
-from sidestep.report.tables import PERCENT, Column, Format, Table, prefixed, shown, whole
+from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, prefixed, shown, whole
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Row
 
@@ -100,6 +100,16 @@ ACCURACY: tuple[str, Value, Format] = ("test accuracy, %", "test_accuracy", PERC
 def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callable[[Row], float | None]:
     """The accuracy of a network read by its last block, the mean of all, or a gate; None where it has one read-out."""
     return lambda row: ((row.get("readouts") or {}).get(part, {}).get(how) or {}).get(measure)
+
+
+HOWEVER_READ: Sequence[tuple[str, Value, Format]] = (
+    ACCURACY,
+    ("averaged logits, %", read_out("mean"), PERCENT),
+    ("gate, %", read_out("gate"), PERCENT),
+    ("NLL, nats", "test_nll", fixed(4)),
+    ("ECE", "test_ece", fixed(4)),
+)
+"""The columns of a table in which networks are read in every way there is; NLL and ECE are the last block's."""
 
 
 def reads(rows: Sequence[Row], how: str) -> dict[int, float]:
