@@ -7,7 +7,7 @@ with the gradient left on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page
 from sidestep.studies.curves import last_ten, section
@@ -15,10 +15,27 @@ from sidestep.studies.rows import mean, minus, names, pick, points
 from sidestep.studies.study import Grid, Row, Study
 
 DATA = "--data cifar10-jpeg-q95 --epochs 50 --batch-size 256 --augment crop,flip --test epochs"
-STRONG = "--recipe conv-cifar --val-fraction 0 --select last"
+LIKE_THEM = f"{DATA} --recipe sid-authors"
+STRONG = f"{DATA} --recipe conv-cifar --val-fraction 0 --select last"
 EPOCHS = (1, 3, 10, 20, 50)
 LOG = {"SID": (4.087, 3.034, 2.350, 2.043, 1.693), "the cascade": (1.521, 1.020, 0.683, 0.533, 0.347)}
 """The training loss at these epochs of the authors' log; SID's is the sum of its objectives."""
+
+SID = "SID"
+CASCADE = "belief cascade by backprop"
+PLAIN = "backprop, one head"
+SID_STRONG = "SID, strong recipe"
+PLAIN_STRONG = "backprop, one head, strong recipe"
+SMOOTHED_STRONG = "backprop, one head, strong recipe, smoothed as SID’s last block"
+NETWORKS = {
+    "pooled": ("the pooled network, whose loss is nearest to the log’s", "--set model.pooled=true"),
+    "BatchNorm": ("`simplecnn` with BatchNorm", ""),
+}
+"""Guesses at the network of the log: name -> what it is, and the words that set it apart."""
+
+
+def on(arm: str, network: str) -> str:
+    return f"{arm}, {network}"
 
 
 def page(rows: Sequence[Row]) -> Page:
@@ -28,79 +45,84 @@ def page(rows: Sequence[Row]) -> Page:
     losses = [", ".join(f"{curve[n - 1]:.3f}" for n in EPOCHS if n <= len(curve)) for curve in curves]
     head = f"loss after epochs {', '.join(map(str, EPOCHS))}"
     sections = [section(groups, DRAWN, [(head, losses)])] if groups else []
-    return Page("Does SID’s published gain over backprop reproduce?", answer(groups), sections, rows)
+    said = " ".join(filter(None, (answer(groups, network) for network in NETWORKS)))
+    text = f"{said} {LOG_SAYS}" if said else "Not both of SID and the belief cascade have run yet."
+    return Page("Does SID’s published gain over backprop reproduce?", text, sections, rows)
 
 
-def answer(groups: dict[str, list[Row]]) -> str:
+LOG_SAYS = "The log’s training loss after epochs {}: {}.".format(
+    ", ".join(map(str, EPOCHS)),
+    "; ".join(f"{name} {', '.join(f'{loss:.3f}' for loss in losses)}" for name, losses in LOG.items()),
+)
+
+
+def answer(groups: Mapping[str, Sequence[Row]], network: str) -> str | None:
     """In numbers: the two published curves, how far the gain shrinks, and what strong controls leave of it."""
-    sid, cascade = groups.get(SID_BN, []), groups.get(CASCADE_BN, [])
+    sid, cascade = groups.get(on(SID, network), []), groups.get(on(CASCADE, network), [])
     ours, theirs = mean(sid, last_ten), mean(cascade, last_ten)
     if ours is None or theirs is None:
-        return "Not both of SID and the belief cascade have run yet."
+        return None
+    off = {"SID": ours - 0.7995, "the cascade": theirs - 0.7822}
+    far = [f"{name} by {100 * by:+.2f}" for name, by in off.items() if abs(by) > 0.015]
     sentences = [
-        f"On the network with BatchNorm the mean of the last ten epochs is {100 * ours:.2f} % for SID (authors’ log "
+        f"On {NETWORKS[network][0]}, the mean of the last ten epochs is {100 * ours:.2f} % for SID (authors’ log "
         f"79.95) and {100 * theirs:.2f} % for the belief cascade by backprop (log 78.22). Their gain of 4.12 points at "
         f"the last epoch is 1.73 over the last ten epochs of their log, and {points(minus(sid, cascade, last_ten))} "
-        f"here. {likeness(ours - 0.7995, theirs - 0.7822)}"
+        "here.",
+        f"Further than 1.5 points from the log: {' and '.join(far)} points." if far else "Both are within 1.5 points.",
     ]
-    for arm, found in groups.items():
-        if arm not in (SID_BN, CASCADE_BN) and not arm.startswith("SID") and "released" not in arm:
-            sentences.append(f"SID less “{arm}”: {points(minus(sid, found, last_ten))} points.")
-    if strong := minus(groups.get(SID_STRONG, []), groups.get(PLAIN_STRONG, []), last_ten):
-        sentences.append(f"Both under the strong recipe: SID less backprop with one head {points(strong)} points.")
-    return " ".join(sentences)
+    for arm in (PLAIN, PLAIN_STRONG, SMOOTHED_STRONG):
+        if gap := minus(sid, groups.get(on(arm, network), []), last_ten):
+            sentences.append(f"SID less “{arm}”: {points(gap)} points.")
+    if gap := minus(groups.get(on(SID_STRONG, network), []), groups.get(on(PLAIN_STRONG, network), []), last_ten):
+        sentences.append(f"Both under the strong recipe: SID less backprop with one head {points(gap)} points.")
+    return " ".join(sentences).replace("-", "−")
 
 
-def likeness(sid: float, cascade: float) -> str:
-    """Whether the curves are the log's, by accuracy within 1.5 points and by training loss."""
-    far = [f"{name} by {100 * off:+.2f}" for name, off in (("SID", sid), ("the cascade", cascade)) if abs(off) > 0.015]
-    text = (
-        f"Further than 1.5 points from the log: {' and '.join(far)} points. " if far else "Both are within 1.5 points. "
-    )
-    losses = [f"{name} {', '.join(f'{loss:.3f}' for loss in its)}" for name, its in LOG.items()]
-    return f"{text}Its training loss after epochs {', '.join(map(str, EPOCHS))}: {'; '.join(losses)}.".replace("-", "−")
-
-
-SID_BN = "SID, BatchNorm"
-CASCADE_BN = "belief cascade by backprop, BatchNorm"
-SID_STRONG = "SID, BatchNorm, strong recipe"
-PLAIN = "backprop, one head, BatchNorm"
-PLAIN_STRONG = "backprop, one head, BatchNorm, strong recipe"
 DRAWN = {
-    SID_BN: "SID",
-    CASCADE_BN: "cascade",
-    PLAIN: "one head",
-    SID_STRONG: "SID, strong",
-    PLAIN_STRONG: "one head, strong",
+    on(arm, "pooled"): name
+    for arm, name in {
+        SID: "SID",
+        CASCADE: "cascade",
+        PLAIN: "one head",
+        SID_STRONG: "SID, strong",
+        PLAIN_STRONG: "one head, strong",
+    }.items()
 }
 """What the figure shows, in words that fit beside a line."""
+
+BATCHNORM = "--model simplecnn_bn"
+
+
+def grids(network: str) -> list[Grid]:
+    words = NETWORKS[network][1]
+    like_them = {
+        SID: f"train sid {BATCHNORM} --blocks 5",
+        CASCADE: "train backprop --model belief_cascade --set model.norm=true --blocks 1",
+        PLAIN: f"train backprop {BATCHNORM} --blocks 1",
+    }
+    strong = {
+        SID_STRONG: f"train sid {BATCHNORM} --blocks 5 --form shared",
+        PLAIN_STRONG: f"train backprop {BATCHNORM} --blocks 1",
+        SMOOTHED_STRONG: f"train backprop {BATCHNORM} --blocks 1 --label-smoothing 0.03125",
+    }
+    return [
+        Grid({on(arm, network): f"{own} {words}" for arm, own in arms.items()}, common)
+        for arms, common in ((like_them, LIKE_THEM), (strong, STRONG))
+    ]
+
 
 STUDY = Study(
     "Does SID’s published gain over backprop reproduce?",
     [
+        *grids("pooled"),
+        *grids("BatchNorm"),
         Grid(
             {
-                SID_BN: "train sid --model simplecnn_bn --blocks 5",
-                CASCADE_BN: "train backprop --model belief_cascade --set model.norm=true --blocks 1",
-            },
-            f"{DATA} --recipe sid-authors",
-        ),
-        Grid({PLAIN_STRONG: "train backprop --model simplecnn_bn --blocks 1"}, f"{DATA} {STRONG}"),
-        Grid(
-            {
-                PLAIN: "train backprop --model simplecnn_bn --blocks 1",
                 "SID, as released": "train sid --model simplecnn --blocks 5",
                 "belief cascade by backprop, as released": "train backprop --model belief_cascade --blocks 1",
             },
-            f"{DATA} --recipe sid-authors",
-        ),
-        Grid(
-            {
-                SID_STRONG: "train sid --model simplecnn_bn --blocks 5 --form shared",
-                "backprop, one head, BatchNorm, strong recipe, smoothed as SID’s last block": "train backprop "
-                "--model simplecnn_bn --blocks 1 --label-smoothing 0.03125",
-            },
-            f"{DATA} {STRONG}",
+            LIKE_THEM,
         ),
     ],
     page,

@@ -127,6 +127,18 @@ def test_simplecnn_multiplies_as_often_as_the_released_extractor() -> None:
     assert counter.get_total_flops() == 2 * 76_398_592
 
 
+def test_the_pooled_extractor_is_three_convolutions_each_pooled_and_flattened() -> None:
+    model = build("simplecnn_bn", (3, 32, 32), 10, pooled=True)
+    convolutions, batch_norms, flat = 9 * (3 * 32 + 32 * 64 + 64 * 128), 2 * (32 + 64 + 128), 128 * 4 * 4
+    assert count(model) == convolutions + batch_norms + (flat + 1) * 128 + (128 + 1) * 10
+    with FlopCounterMode(display=False) as counter:
+        model(images(3, 32, 32, batch=1))
+    macs = 9 * (3 * 32 * 32**2 + 32 * 64 * 16**2 + 64 * 128 * 8**2) + flat * 128 + 128 * 10
+    assert counter.get_total_flops() == 2 * macs
+    cascade = build("belief_cascade", (3, 32, 32), 10, norm=True, pooled=True)
+    assert count(cascade) == count(model) - (128 + 1) * 10 + 5 * 38_154
+
+
 @pytest.mark.parametrize(
     ("name", "side", "pools"),
     [("vgg11_bn", 32, 5), ("vgg11_bn", 28, 4), ("vgg11_bn", 8, 3), ("simplecnn", 2, 1), ("simplecnn", 1, 0)],
