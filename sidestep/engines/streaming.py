@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -291,7 +292,10 @@ def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
     def compiled(*args: Tensor) -> object:
         return call(*args)
 
-    module._compiled_call_impl = torch.compile(compiled, backend=backend)  # pyright: ignore[reportPrivateUsage]
+    # The compiler gives up on a code object after a few versions of it, eight by default.  Each module has its own.
+    code = compiled.__code__.replace()
+    own = FunctionType(code, compiled.__globals__, compiled.__name__, closure=compiled.__closure__)
+    module._compiled_call_impl = torch.compile(own, backend=backend)  # pyright: ignore[reportPrivateUsage]
 
 
 def compilable(chain: Chain) -> list[nn.Module]:

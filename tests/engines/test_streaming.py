@@ -188,6 +188,17 @@ def test_a_compiled_sequential_is_captured_whole_keeps_its_hooks_and_its_copies_
     assert copy.deepcopy(net)._compiled_call_impl is None
 
 
+def test_each_of_many_unlike_modules_is_captured() -> None:
+    """The compiler gives up on the ninth version of one function, and then runs eagerly for good."""
+    nets = [nn.Linear(4, 2 + i) for i in range(10)]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for net in nets:
+        compile_calls(net, backend="aot_eager")
+        net(torch.randn(3, 4))
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] == len(nets)
+
+
 def test_the_moving_average_is_what_predicts() -> None:
     engine = engine_for(LocalCE(), still_net(), sgd(ema=0.7))
     for batch in batches():
