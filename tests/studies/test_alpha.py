@@ -10,6 +10,7 @@ import pytest
 
 from sidestep.report.study import write_page
 from sidestep.studies.alpha import ARMS, DATA, MIDDLE, directed, page
+from sidestep.studies.rows import best_on_validation
 from sidestep.studies.study import Row
 from tests.studies.pages import tables
 from tests.studies.test_label_noise import GAIN
@@ -71,6 +72,7 @@ def test_alpha_is_chosen_by_validation_and_not_by_test() -> None:
     assert "On MNIST validation chooses “α = 0.5”, with a test accuracy of 93.00 ± 1.00 %" in answer
     assert "among 90.00 % (“α = 1”) to 95.00 % (“α = 0.1”)" in answer
     assert f"“α = 0.5” less “α = 1”, labels only: {GAIN} points (above)." in answer
+    assert best_on_validation({"a": [row("a", seed=0)], "b": [row("b", seed=1)]}) is None  # nothing to compare them by
 
 
 def test_directions_are_compared_at_equal_smoothing_only() -> None:

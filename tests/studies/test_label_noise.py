@@ -13,7 +13,6 @@ from sidestep.report.study import write_page
 from sidestep.studies.label_noise import (
     ARMS,
     BACKPROP,
-    CANDIDATES,
     CIFAR,
     DEEP,
     LOCAL,
@@ -22,12 +21,11 @@ from sidestep.studies.label_noise import (
     NOISE,
     PARALLEL,
     SID,
+    STUDY,
     TUNED,
-    groups,
     page,
-    tuned,
 )
-from sidestep.studies.rows import best_on_validation, nats
+from sidestep.studies.rows import nats
 from sidestep.studies.statistics import difference
 from sidestep.studies.study import Row
 from tests.studies.pages import tables
@@ -45,7 +43,7 @@ GAIN = "+3.00 [+0.52, +5.48]"
 
 def row(arm: str, noise: str = "40 %", seed: int = 0, accuracy: float = 0.9, data: str = MNIST, **more: Any) -> Row:
     return {
-        "labels": {"arm": arm, "data": data, "noise": noise},
+        "labels": {"arm": arm, "data": data, "noise": noise, **({"tuned": "0.2"} if arm == TUNED else {})},
         "seed": seed,
         "device": "a device",
         "commit": "abc",
@@ -70,29 +68,24 @@ def all_rows() -> list[Row]:
         row(arm, noise, seed, 0.9 + 0.001 * seed, data)
         for data in (MNIST, CIFAR)
         for noise in NOISE
-        for arm in ARMS
+        for arm in (*ARMS, TUNED)
         for seed in range(2)
     ]
 
 
-def test_the_tuned_smoothing_is_the_one_of_the_best_noisy_validation_over_the_seeds_that_all_have() -> None:
-    best, other = CANDIDATES["0.2"], CANDIDATES["0.05"]
+def test_the_smoothing_is_tuned_on_noisy_validation_for_each_rate_of_noise() -> None:
+    trials = [piece for piece in STUDY.pieces() if "trial" in piece.labels]
+    assert len(trials) == 4 * len(NOISE)
+    assert all(piece.labels["arm"] == TUNED and "--test never" in piece.command for piece in trials)
+    best = dict(zip(NOISE, ("0.05", "0.4", "0.1", "0.2"), strict=True))
     rows = [
-        row(best, seed=0, val_accuracy=0.6, accuracy=0.7),
-        row(best, seed=1, val_accuracy=0.6, accuracy=0.7),
-        row(other, seed=0, val_accuracy=0.5, accuracy=0.9),  # the better one on test
-        row(other, seed=1, val_accuracy=0.5, accuracy=0.9),
-        row(other, seed=2, val_accuracy=1.0, accuracy=0.9),  # a seed that the first lacks
-        row(other, "20 %", val_accuracy=0.4),
+        {"command": p.command, "val_accuracy": 0.6 if p.labels["trial"] == best[p.labels["noise"]] else 0.5}
+        for p in trials
     ]
-    assert tuned(rows, MNIST, "40 %") == "0.2"
-    assert tuned(rows, MNIST, "20 %") == "0.05"
-    assert tuned(rows, MNIST, "60 %") is None
-    assert tuned(rows, CIFAR, "40 %") is None
-    assert groups(rows, MNIST, "40 %") == {TUNED: rows[:2]}
-    assert best_on_validation({"a": [row(SID, seed=0)], "b": [row(SID, seed=1)]}) is None  # nothing to compare them by
-    section = page([*rows, row(SID)]).sections[0]
-    assert "0.05 at 20 %, 0.2 at 40 %." in section.text
+    tuned = [p for p in STUDY.pieces(seeds=1, rows=rows) if "tuned" in p.labels]
+    assert {p.labels["noise"]: p.labels["tuned"] for p in tuned} == best
+    assert [f"--label-noise {NOISE[p.labels['noise']]:g} " in p.command for p in tuned] == [True] * len(NOISE)
+    assert all(f"--label-smoothing {p.labels['tuned']} " in p.command for p in tuned)
 
 
 def test_a_table_has_both_epochs_and_what_sid_has_over_each_control_paired_by_seed() -> None:
@@ -158,11 +151,11 @@ def test_the_last_epoch_is_held_against_the_selected_one_at_the_highest_rate() -
         ([], 0),
         ([row(SID)], 2),  # accuracy, and T5
         ([row(BACKPROP)], 1),
-        ([row(CANDIDATES["0.1"]), row(SID, "0 %")], 3),
+        ([row(TUNED), row(SID, "0 %")], 3),
         ([row(SID, data=CIFAR), row(PARALLEL, data=CIFAR)], 1),
         ([{"labels": {"arm": SID, "data": MNIST, "noise": "0 %"}, "failed": "diverged"}], 0),
     ],
-    ids=["none", "SID", "a control", "a candidate", "CIFAR", "failed"],
+    ids=["none", "SID", "a control", "tuned", "CIFAR", "failed"],
 )
 def test_a_page_from_few_rows_leaves_out_what_is_missing(rows: list[Row], shown: int) -> None:
     made = page(rows)
@@ -175,7 +168,7 @@ def test_a_page_lacks_any_two_arms_and_is_written(tmp_path: Path) -> None:
     write_page(page(rows), tmp_path / "page.html")
     assert "T5 tested" in (tmp_path / "page.html").read_text()
     mnist = [r for r in rows if r["labels"]["data"] == MNIST and r["labels"]["noise"] in ("0 %", "40 %")]
-    rest = [MATCHED, f"{TUNED}: 0.05", LOCAL]
+    rest = [MATCHED, f"{TUNED}: 0.2", LOCAL]
     for missing in combinations((SID, PARALLEL, BACKPROP, DEEP), 2):
         left = [r for r in mnist if r["labels"]["arm"] not in missing]
         names = [line[0] for line in tables(page(left))["Accuracy on MNIST: 40 % label noise"].rows]
