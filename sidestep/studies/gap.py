@@ -1,8 +1,8 @@
 """How far isolated blocks are from backprop on the same network, and whether more epochs close the gap or open it.
 
-Trunk SID, local cross-entropy with the same heads, deep supervision and backprop on ResNet-20 in four blocks.  What is
-no method's own (augmentation, cut, heads, averaged parameters) is the same for all; each method's learning rate is
-chosen on validation from the same candidates at the same budget.  How SID's own settings were found: `gap-trials`.
+Trunk SID, local cross-entropy with the same heads, deep supervision and backprop on a narrow ResNet-18 in four blocks.
+What is no method's own (augmentation, cut, heads, averaged parameters) is the same for all; each method's learning rate
+is chosen on validation from the same candidates at the same budget.  How SID's own settings were found: `gap-trials`.
 """
 
 from __future__ import annotations
@@ -108,18 +108,24 @@ def over_budget(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -
 RECIPE = "--optimizer adamw --weight-decay 0.05 --schedule onecycle --warmup 0.3"
 NETWORK = "--model resnet18 --set model.width=16 --blocks 4"
 CIFAR, FASHION = ("--data cifar10-jpeg-q95", "--data fashion-mnist")
-RATES = ("0.004", "0.008")
+RATES = ("0.008", "0.016")
 SMOOTHED = {f"rate {lr}, smoothing {s}": f"--lr {lr} --label-smoothing {s}" for lr in RATES for s in ("0", "0.1")}
 WEIGHTS = {f"rate {lr}, alpha {a}": f"--lr {lr} --alpha {a}" for lr in RATES for a in ("1", "linear:1:0.5")}
-"""What is tried: a rate by a field of the method's own, four trials for everybody."""
+"""What is tried: a rate by a field of the method's own, four trials for everybody.
+
+SID and backprop were tried at 0.004 too, before the others had begun, and every one of those trials was worse than the
+same at 0.008; so the rates went up for everybody.
+"""
 
 
-def grids(data: Mapping[str, str], epochs: Sequence[int], seeds: Mapping[Machine, int]) -> list[Grid]:
-    """All arms, each with its candidates, which are tried on CIFAR-10 at five epochs for every budget and data set."""
+def grids(
+    data: Mapping[str, str], epochs: Sequence[int], seeds: Mapping[Machine, int], arms: Sequence[str] = tuple(ARMS)
+) -> list[Grid]:
+    """Arms, each with its candidates, which are tried on CIFAR-10 at five epochs for every budget and data set."""
     budgets = {f"{n} epochs": f"--epochs {n}" for n in epochs}
     return [
         Grid(
-            {arm: words},
+            {arm: ARMS[arm]},
             f"{RECIPE} {NETWORK}" if arm != WIDE else f"{RECIPE} {NETWORK} --set model.width=24",
             {"data": data, "epochs": budgets},
             seeds,
@@ -127,7 +133,7 @@ def grids(data: Mapping[str, str], epochs: Sequence[int], seeds: Mapping[Machine
             trial=f"{CIFAR} --epochs 5",
             smoke="--set model.width=8",
         )
-        for arm, words in ARMS.items()
+        for arm in arms
     ]
 
 
@@ -135,7 +141,7 @@ STUDY = Study(
     "How far are isolated blocks from strong backprop?",
     [
         *grids({"CIFAR-10": CIFAR}, (5, 10), {"cpu": 3}),
-        *grids({"Fashion-MNIST": FASHION}, (5, 10), {"cpu": 5, "gpu": 5}),
+        *grids({"Fashion-MNIST": FASHION}, (5, 10), {"cpu": 5, "gpu": 5}, [arm for arm in ARMS if arm != WIDE]),
         *grids({"CIFAR-10": CIFAR}, (5, 10, 30, 100), {"gpu": 3}),
     ],
     page,
