@@ -140,7 +140,7 @@ def list_models(args: Args) -> Result:
     for name, where in MODELS.items():
         # Read, not imported: a listing needs no torch.
         module, function = where.split(":")
-        source = find_spec(module)
+        source = find_spec(f"sidestep.models.{module}")
         assert source and source.origin
         tree = ast.parse(Path(source.origin).read_text(encoding="utf-8"))
         node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)

@@ -45,10 +45,10 @@ THIRD_PARTY = {"torch", "numpy", "pyarrow", "PIL", "sklearn", "datasets", "huggi
 ALLOWED: dict[str, set[str]] = {
     "core": {"torch", "sidestep.errors"},
     "nn": {"torch", "sidestep.errors"},
-    "families": {"torch", "sidestep.errors"},
-    "methods": {"torch", "sidestep.core", "sidestep.nn", "sidestep.families", "sidestep.errors"},
+    "families": {"torch", "sidestep.errors", "sidestep.named"},
+    "methods": {"torch", "sidestep.core", "sidestep.nn", "sidestep.families", "sidestep.errors", "sidestep.named"},
     "engines": {"torch", "sidestep.core", "sidestep.errors"},
-    "models": {"torch", "sidestep.errors"},
+    "models": {"torch", "sidestep.errors", "sidestep.named"},
     "data": {*THIRD_PARTY, "sidestep.core.keys", "sidestep.errors"},
 }
 

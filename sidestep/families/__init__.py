@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sidestep.errors import unknown
+from sidestep.named import named
 
 if TYPE_CHECKING:
     from .family import Family
@@ -20,7 +19,4 @@ FAMILIES: dict[str, str] = {
 
 def family_class(name: str) -> type[Family]:
     """The class of a family.  Raises UsageError for a name that is not in FAMILIES."""
-    if name not in FAMILIES:
-        raise unknown("family", name, FAMILIES)
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    return named("family", name, FAMILIES, __name__)

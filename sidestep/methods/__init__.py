@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sidestep.errors import unknown
+from sidestep.named import named
 
 if TYPE_CHECKING:
     from sidestep.core.method import Method
@@ -22,10 +21,7 @@ METHODS: dict[str, str] = {
 
 def method_class(name: str) -> type[Method]:
     """The class of a method.  Raises UsageError for a name that is not in METHODS."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    return named("method", name, METHODS, __name__)
 
 
 def method_fields(method: Method) -> dict[str, object]:

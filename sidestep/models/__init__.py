@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sidestep.errors import UsageError, unknown
+from sidestep.errors import UsageError
+from sidestep.named import named
 
 if TYPE_CHECKING:
     from sidestep.models.chained import Chained
 
 # A factory is `f(input_shape, num_classes, **its own options)`; the first line of its docstring names its source.
 MODELS: dict[str, str] = {
-    "mlp": "sidestep.models.mlp:mlp",
-    "resmlp": "sidestep.models.mlp:resmlp",
-    "simplecnn": "sidestep.models.simplecnn:simplecnn",
-    "simplecnn_bn": "sidestep.models.simplecnn:simplecnn_bn",
-    "belief_cascade": "sidestep.models.simplecnn:belief_cascade",
-    "vgg11_bn": "sidestep.models.vgg:vgg11_bn",
-    "resnet20": "sidestep.models.resnet:resnet20",
-    "resnet18": "sidestep.models.resnet:resnet18",
-    "resnet34": "sidestep.models.resnet:resnet34",
-    "resnet50": "sidestep.models.resnet:resnet50",
-    "vit_tiny": "sidestep.models.vit:vit_tiny",
+    "mlp": "mlp:mlp",
+    "resmlp": "mlp:resmlp",
+    "simplecnn": "simplecnn:simplecnn",
+    "simplecnn_bn": "simplecnn:simplecnn_bn",
+    "belief_cascade": "simplecnn:belief_cascade",
+    "vgg11_bn": "vgg:vgg11_bn",
+    "resnet20": "resnet:resnet20",
+    "resnet18": "resnet:resnet18",
+    "resnet34": "resnet:resnet34",
+    "resnet50": "resnet:resnet50",
+    "vit_tiny": "vit:vit_tiny",
 }
 
 
 def factory(name: str) -> Callable[..., Chained]:
     """The function that makes model `name`; its docstring gives the source.  An unknown name is a `UsageError`."""
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    module, function = MODELS[name].split(":")
-    return getattr(import_module(module), function)
+    return named("model", name, MODELS, __name__)
 
 
 def options(name: str) -> dict[str, Any]:

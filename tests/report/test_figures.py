@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sidestep.report.figures import Line, apart, curves, depth, descent, differences, dots, slack
+from sidestep.report.drawing import apart, depth
+from sidestep.report.figures import Line, curves, descent, differences, dots, slack
 from sidestep.report.figures import lines as named_lines
 
 
