@@ -197,6 +197,7 @@ def assemble(
         freeze=config.freeze,
         autocast=torch.bfloat16 if precision == "bf16" else None,
         compile=config.compile,
+        total_steps=config.epochs * batches.steps_per_epoch,
     )
     return Assembly(resolved, method, model, task, engine, data, batches)
 

@@ -24,6 +24,7 @@ class Batch:
     y: Tensor | None  # (B,) class indices or (B, C) soft labels
     step: int = 0
     micro: int = 0
+    progress: float | None = None  # share of the run's steps that is done; None where nobody said how many there are
     targets: dict[float, Tensor] = field(default_factory=dict[float, Tensor])  # by smoothing, once they were asked for
 
 

@@ -33,7 +33,7 @@ class Method(ABC):
 
     @abstractmethod
     def inference(self) -> Program:
-        """The Up passes that set `Emit.logits`."""
+        """The passes that set `Emit.logits`, run without labels."""
 
     def encode(self, hub: nn.Module | None, batch: Batch) -> Mapping[str, Tensor]:
         """Run the hub; each block gets the result as leaves of its own."""

@@ -13,7 +13,7 @@ from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, run_cell, run_hub
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
-from sidestep.core.program import Derived, plan
+from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
 
 from .update import Updater, UpdateRule, clip_norm
@@ -33,6 +33,8 @@ class Streaming:
     A block is updated right after its own last cell, so that at most the graphs the program asks for are alive at once:
     one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
 
+    total_steps: of the whole run, for a method whose objective changes over it.
+
     freeze: blocks, from 0, whose parameters stay as they are (requires_grad is off); what their objectives ask of other
     parts still counts, and running statistics still move.
     """
@@ -49,6 +51,7 @@ class Streaming:
         freeze: Collection[int] = (),
         autocast: torch.dtype | None = None,
         compile: bool = False,
+        total_steps: int | None = None,
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"got accumulate={accumulate}, expected 1 or more micro-batches.")
@@ -59,6 +62,7 @@ class Streaming:
         self.freeze = frozenset(freeze)
         self.method, self.chain, self.task, self.rule = method, chain, task, rule
         self.accumulate = accumulate
+        self.total_steps = total_steps
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
@@ -88,7 +92,7 @@ class Streaming:
         metrics: dict[str, Tensor] = {}
         try:
             for a, micro in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
-                part = Batch(*micro, self.steps, a)
+                part = Batch(*micro, self.steps, a, self.progress)
                 losses.append(self._sweep(part, metrics, update=a == self.accumulate - 1, scale=1 / self.accumulate))
             if self._update_together:
                 self._update_all()
@@ -108,10 +112,15 @@ class Streaming:
         self.task.check(x, y)
         self._train_mode()
         with frozen_statistics(*(module for _, module in self.chain.parts())):
-            self._sweep(Batch(x, y, self.steps), {}, update=False, scale=1.0, only=losses)
+            self._sweep(Batch(x, y, self.steps, 0, self.progress), {}, update=False, scale=1.0, only=losses)
         found = {name: p.grad for name, p in self.chain.named_parameters() if p.grad is not None}
         self._forget_gradients()
         return found
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run's steps that is done, None where it is not known how many there are."""
+        return None if self.total_steps is None else min(self.steps / self.total_steps, 1.0)
 
     def _forget_gradients(self) -> None:
         for _, p in self.chain.named_parameters():
@@ -147,7 +156,7 @@ class Streaming:
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            emit = run_cell(p, cell, self._incoming(i, n, carry, batch, leaves[n]), self.context)
+            emit = run_cell(p, cell, self._incoming(p, n, carry, batch, leaves[n]), self.context)
             if emit.loss is not None:
                 losses[n] = emit.loss.detach()
                 if only is not None and n not in only:
@@ -167,11 +176,10 @@ class Streaming:
                 self._update("hub")
         return losses
 
-    def _incoming(self, i: int, n: int, carry: Message, batch: Batch, shared: Mapping[str, Tensor]) -> Message:
-        order = self.program[i].order
-        if order == "each":
+    def _incoming(self, p: Pass, n: int, carry: Message, batch: Batch, shared: Mapping[str, Tensor]) -> Message:
+        if p.order == "each":
             return ()
-        if order == "up":
+        if p.order == "up":
             return self.method.source(batch, shared, self.task) if n == 0 else carry
         return self.method.sink(batch, shared, self.task) if n == len(self.chain.blocks) - 1 else carry
 
@@ -223,17 +231,20 @@ class Streaming:
 
     def infer(self, x: Tensor) -> Iterator[tuple[Block, Message, Emit]]:
         """What `predict` runs, cell by cell: the block, the message it gets, and what it leaves behind."""
-        chain = self.inference_chain
+        chain, program = self.inference_chain, self.method.inference()
         chain.train(False)
         batch = Batch(x, None)
         shared = run_hub(self.method.encode, chain.hub, batch, self.context)
-        for p in self.method.inference():
-            message = self.method.source(batch, shared, self.task)
-            for block in chain.blocks:
-                cell = Cell(block, batch, self.task, shared, {}, key=self.context.cell_key(batch, block.index, p.name))
-                emit = run_cell(p, cell, message, self.context)
-                yield block, message, emit
-                message = emit.send
+        cells = [Cell(block, batch, self.task, shared, {}, key=0) for block in chain.blocks]
+        carry: Message = ()
+        for i, n in plan(program, len(chain.blocks)):
+            p, cell = program[i], cells[n]
+            cell.key = self.context.cell_key(batch, n, p.random_name)
+            message = self._incoming(p, n, carry, batch, shared)
+            emit = run_cell(p, cell, message, self.context)
+            yield cell.block, message, emit
+            if p.order != "each":
+                carry = emit.send
 
     @property
     def inference_chain(self) -> Chain:

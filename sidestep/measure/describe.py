@@ -29,7 +29,7 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     """
     chain, context, method = engine.chain, engine.context, engine.method
     x, y = batch
-    whole = Batch(x, y)
+    whole = Batch(x, y, progress=engine.progress)
     count = len(chain.blocks)
     parameters = [p for _, p in chain.named_parameters()]
     up, down = [0] * (count - 1), [0] * (count - 1)
