@@ -121,7 +121,9 @@ def study(args: Args) -> Result:
 def evaluate(args: Args) -> Result:
     from sidestep.evaluate import run
 
-    return run(Path(args.words[0]), descent=args.descent, probes=args.probes)
+    return run(
+        Path(args.words[0]), descent=args.descent, probes=args.probes, uncertainty=args.uncertainty, ood=args.ood
+    )
 
 
 def report(args: Args) -> Result:
@@ -254,6 +256,8 @@ COMMANDS: dict[str, Command] = {
         extra={
             "--descent": {"action": "store_true", "help": "the belief curves too"},
             "--probes": {"action": "store_true", "help": "which block loses information: a linear probe on each"},
+            "--uncertainty": {"action": "store_true", "help": "calibration, abstention, and both after temperature"},
+            "--ood": {"metavar": "NAME", "help": "--uncertainty, and whether NAME is answered less surely"},
         },
     ),
     "report": Command(

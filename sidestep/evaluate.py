@@ -16,6 +16,8 @@ from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 from sidestep.measure.probes import probe_table
 from sidestep.measure.probes import probes as measure_probes
+from sidestep.measure.uncertainty import other_data, uncertainty_table
+from sidestep.measure.uncertainty import uncertainty as measure_uncertainty
 
 MEASURES = ("accuracy", "nll", "brier", "ece")
 IDENTITY_TOLERANCE = 1e-9  # of the size of the terms
@@ -54,10 +56,13 @@ def last(measured: Mapping[str, object], name: str) -> float:
     return float(values[-1])
 
 
-def run(path: Path, *, descent: bool = False, probes: bool = False) -> dict[str, object]:
+def run(
+    path: Path, *, descent: bool = False, probes: bool = False, uncertainty: bool = False, ood: str | None = None
+) -> dict[str, object]:
     """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names.
 
-    A run that was not to read the test set is judged on its validation split.
+    A run that was not to read the test set is judged on its validation split.  ood: the name of another data set, whose
+    test split joins the measures of uncertainty.
     """
     from sidestep.run import load_run
 
@@ -66,17 +71,22 @@ def run(path: Path, *, descent: bool = False, probes: bool = False) -> dict[str,
     part, source = ("val", assembly.data.val) if assembly.test is None else ("test", assembly.test)
     if source is None:
         raise DataError(f"{path} was trained with test=never and no validation samples, expected one to be judged on.")
+    other = None if ood is None else other_data(assembly, ood)
     measured = evaluate(assembly, source, noise=assembly.config.label_noise if part == "test" else 0.0)
     result = {"run": str(path), **{k: finished.summary[k] for k in ("method", "model", "data", "selected")}}
     result |= {f"{part}_{m}": last(measured, m) for m in MEASURES}
     result |= {f"block_{part}_{m}": measured[m] for m in MEASURES}
     if descent:
         result["descent"] = measured.get("descent")
-    text = block_table(result, part)
+    tables = [block_table(result, part)]
+    if uncertainty or other is not None:
+        result["uncertainty"] = found = measure_uncertainty(assembly, source, other)
+        # It shows what the plain table does, and more; only the belief curves it has not.
+        tables = [*(tables if descent else []), uncertainty_table(found, part)]
     if probes:
         result["probes"] = found = measure_probes(assembly)
-        text += f"\n\n{probe_table(found)}"
-    return result | {"text": text}
+        tables.append(probe_table(found))
+    return result | {"text": "\n\n".join(tables)}
 
 
 def summary_text(summary: Mapping[str, Any], folder: Path) -> str:

@@ -274,8 +274,13 @@ def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(m
 def test_evaluate_and_report_get_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated, reported = seen(monkeypatch, "sidestep.evaluate"), seen(monkeypatch, "sidestep.report.build")
     cli.main(["evaluate", "runs/a", "--descent"])
+    cli.main(["evaluate", "runs/a", "--uncertainty", "--ood", "mnist"])
     cli.main(["report", "runs/a", "runs/b", "--out", "x.html"])
-    assert evaluated == [((Path("runs/a"),), {"descent": True, "probes": False})]
+    nothing = {"descent": False, "probes": False, "uncertainty": False, "ood": None}
+    assert evaluated == [
+        ((Path("runs/a"),), nothing | {"descent": True}),
+        ((Path("runs/a"),), nothing | {"uncertainty": True, "ood": "mnist"}),
+    ]
     assert reported == [(([Path("runs/a"), Path("runs/b")], Path("x.html")), {})]
 
 

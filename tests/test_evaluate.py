@@ -8,13 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from sidestep import cli
 from sidestep.data.samples import Samples
 from sidestep.evaluate import IDENTITY_TOLERANCE, MEASURES, block_table, evaluate
+from sidestep.measure.calibration import confidence
 from sidestep.measure.probes import probes
 from sidestep.run import load_run
 from tests.test_train import contents, trained
@@ -174,6 +177,146 @@ def test_probes_stand_under_the_table_and_in_the_json(tmp_path: Path, capsys: py
         shown = [float(word) for word in line.split()]
         assert shown == pytest.approx([i, 100 * row["accuracy"], 64, row["l2"]], abs=0.006)
     assert contents(run) == before
+
+
+# ---------------------------------------------------------------------- uncertainty
+
+
+def some_noise(folder: Path, size: int = 8) -> Path:
+    """40 grey images of noise in two classes, split in train and test."""
+    g = torch.Generator().manual_seed(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(10):
+                pixels = torch.randint(256, (size, size), dtype=torch.uint8, generator=g).numpy()
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+    return folder
+
+
+def test_uncertainty_is_two_tables_of_80_columns_with_the_numbers_of_the_json(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, noise = finished["code"], some_noise(tmp_path / "noise")
+    before = contents(run)
+    found = evaluated(run, capsys, "--uncertainty", "--ood", str(noise))["uncertainty"]
+    assert "uncertainty" not in evaluated(run, capsys)
+    assert found["samples"] == 359 and found["temperature"]["samples"] == 144
+    assert found["ood"] == {"data": "noise", "samples": 20}
+    assert cli.main(["evaluate", str(run), "--uncertainty", "--ood", str(noise)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    measured = ["NLL", "Brier", "ECE", "aECE", "AURC", "AUROC"]
+    assert lines[1].split() == ["block", "acc", "%", *measured]
+    assert lines[9].split() == ["block", "T", *measured]
+    assert lines[8] == "after temperature: T of least NLL on 144 validation samples"
+    names = ["nll", "brier", "ece", "adaptive_ece", "aurc", "ood_auroc"]
+    for part, start, first in ((found, 2, "accuracy"), (found["temperature"], 10, "T")):
+        scale = 100 if first == "accuracy" else 1
+        rows = [[scale * part[first][i], *(part[name][i] for name in names)] for i in range(4)]
+        rows.append([scale * part["mean"][first], *(part["mean"][name] for name in names)])
+        for label, row, line in zip("1234", rows, lines[start : start + 4], strict=False):
+            assert line.split()[0] == label
+            assert [float(word) for word in line.split()[1:]] == pytest.approx(row, abs=0.006)
+        assert lines[start + 4].split()[0] == "mean"
+        assert [float(word) for word in lines[start + 4].split()[1:]] == pytest.approx(rows[4], abs=0.006)
+    assert contents(run) == before
+
+
+def test_the_other_data_are_normalised_as_the_runs_own(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = some_noise(tmp_path / "noise")
+    found = evaluated(finished["backprop"], capsys, "--ood", str(noise))["uncertainty"]["ood_auroc"]
+    made = load_run(finished["backprop"]).assembly
+    assert isinstance(made.data.test, Samples)
+    pictures = [torch.tensor(np.asarray(Image.open(f))) for f in sorted((noise / "test").glob("*/*.png"))]
+    sure: list[list[float]] = []
+    for x in (made.data.test.x, torch.stack(pictures)[:, None]):
+        logits = made.engine.predict((x / 255 - made.data.mean[0]) / made.data.std[0])[-1]
+        assert logits is not None
+        sure.append(confidence(logits).tolist())
+    pairs = [(a > b) + (a == b) / 2 for a in sure[0] for b in sure[1]]
+    # Rounding in bf16 may swap a few of the 7,180 pairs.
+    assert found[-1] == pytest.approx(sum(pairs) / len(pairs), abs=1e-3)
+    assert found[:3] == [None] * 3
+
+
+def test_of_backprop_only_the_last_block_and_the_mean_have_numbers(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(finished["backprop"], capsys, "--uncertainty")["uncertainty"]
+    for part in (found, found["temperature"]):
+        for name, value in part["mean"].items():
+            assert part[name] == [None, None, None, value]
+    assert cli.main(["evaluate", str(finished["backprop"]), "--uncertainty", "--descent"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(no read-out)") == 9  # the plain table stands above with --descent
+    assert "AUROC" not in out
+
+
+def test_labels_that_were_noisy_when_the_temperature_was_fitted_are_named(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(finished["noisy"]), "--uncertainty"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "after temperature: T of least NLL on 144 noisily labelled validation samples" in lines
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [
+        ("never", "no temperature: it would be fitted on the very samples that are judged here"),
+        ("end", "no temperature: the run has no validation samples to fit one on"),
+    ],
+)
+def test_where_no_temperature_can_be_fitted_apart_from_what_is_judged_there_is_none(
+    read: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = {"val_fraction": "0", "select": "last"} if read == "end" else {}
+    trained("local_ce", run, epochs="1", test=read, **options)
+    found = evaluated(run, capsys, "--uncertainty")
+    assert found["uncertainty"]["temperature"] is None
+    part = "test" if read == "end" else "val"
+    # Added up in batches for the one and at once for the other, in float64.
+    assert found["uncertainty"]["nll"] == pytest.approx(found[f"block_{part}_nll"], rel=1e-12)
+    assert cli.main(["evaluate", str(run), "--uncertainty"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert says in lines
+    assert ("359 test samples" if read == "end" else "144 validation samples") in lines[0]
+    assert [line for line in lines if line.lstrip().startswith("block")] == [lines[1]]
+
+
+def test_an_answer_without_a_temperature_says_so(
+    finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sidestep.measure.uncertainty.temperature", lambda logits, y: None)
+    assert cli.main(["evaluate", str(finished["code"]), "--uncertainty"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[10:15] == [
+        f"{name:>5}  (no T: validation's NLL has no minimum)" for name in ("1", "2", "3", "4", "mean")
+    ]
+
+
+def test_other_data_that_do_not_fit_are_one_line(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(name: str, code: int, *says: str) -> None:
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(finished["code"]), "--uncertainty", "--ood", name]) == code
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert out == "" and line.startswith("sidestep: error: ")
+        assert all(word in line for word in says)
+
+    refused("digit", 2, "unknown data set 'digit'; did you mean 'digits'?")
+    refused("digits", 2, "got --ood digits, the run's own data, expected another data set.")
+    wide = some_noise(tmp_path / "wide", 9)
+    refused(str(wide), 2, "with samples of shape (1, 9, 9), expected (1, 8, 8) as digits has; choose a data set")
+    refused(str(tmp_path / "no" / "where"), 1, "no folder")
 
 
 # ---------------------------------------------------------------------- what is no finished run

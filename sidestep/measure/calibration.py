@@ -1,4 +1,4 @@
-"""How good probabilities are, not only answers: accuracy, NLL, Brier score and expected calibration error.
+"""How good probabilities are, not only answers: accuracy, NLL, Brier score and expected calibration errors.
 
 Computed in float64 whatever the precision of the logits.   B batch, C classes.
 """
@@ -33,6 +33,33 @@ def ece(logits: Tensor, y: Tensor, bins: int = 15) -> Tensor:
     Guo et al., arXiv:1706.04599, equation 3; bin m holds the confidences in ((m-1)/bins, m/bins].
     """
     return _sums(logits, y, bins)[3:].abs().sum() / len(y)
+
+
+def adaptive_ece(logits: Tensor, y: Tensor, bins: int = 15) -> Tensor:
+    """Expected calibration error over bins of equal mass, (): they hold equally many samples, or differ by one.
+
+    As `ece` it is of the answer's confidence alone: the adaptive ECE of Mukhoti et al., arXiv:2002.09437, whose bins
+    are those of Nguyen & O'Connor, arXiv:1508.05154.  The ACE of Nixon et al., arXiv:1904.01685, has such bins too, but
+    averages over all classes' probabilities.  Samples of equal confidence count as their mean, as in `ranked`.
+    """
+    sure = confidence(logits)
+    excess = ranked(sure, (logits.argmax(-1) == y).double() - sure)
+    return torch.stack([part.sum() for part in excess.tensor_split(bins)]).abs().sum() / len(y)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """The largest probability, (B,) float64."""
+    return logits.double().softmax(-1).amax(-1)
+
+
+def ranked(confidence: Tensor, value: Tensor) -> Tensor:
+    """Values (B,) from the most to the least confident sample, each the mean over all samples of its very confidence.
+
+    That mean is what it is expected to be in a random order of them, so nothing depends on the order they came in.
+    """
+    _, tie, size = confidence.unique(return_inverse=True, return_counts=True)
+    mean = value.new_zeros(len(size)).index_add(0, tie, value) / size
+    return mean.repeat_interleave(size).flip(0)
 
 
 class Scores:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
 from sidestep.errors import DataError
-from sidestep.measure.calibration import Scores, accuracy, brier, ece, nll
+from sidestep.measure.calibration import Scores, accuracy, adaptive_ece, brier, ece, nll
 
 
 def rounded(value: float) -> object:
@@ -59,6 +60,47 @@ def test_a_certain_belief_is_in_the_last_bin() -> None:
     assert nll(logits, y).item() == 500.0
 
 
+def test_adaptive_ece_of_four_answers_worked_by_hand() -> None:
+    # Two bins of two: {0.95 right, 0.85 wrong} errs by 1.8 - 1, {0.7 right, 0.55 right} by 2 - 1.25, of 4 samples.
+    logits, y = logits_of(0.7, 0.95, 0.55, 0.85), torch.tensor([0, 0, 0, 1])
+    assert adaptive_ece(logits, y, bins=2).item() == rounded((0.8 + 0.75) / 4)
+    # As many bins as samples, or more: each errs alone.
+    for bins in (4, 15):
+        assert adaptive_ece(logits, y, bins).item() == rounded((0.05 + 0.85 + 0.3 + 0.45) / 4)
+
+
+def test_equal_confidences_in_two_bins_of_equal_mass_count_as_their_mean_worked_by_hand() -> None:
+    # 0.9 right; 0.8 right, wrong, wrong, so 1/3 right each; the bins hold 0.9, 0.8 and 0.8, 0.8, whatever the order.
+    confidences, y = (0.8, 0.8, 0.9, 0.8), torch.tensor([1, 0, 0, 1])
+    expected = (abs(0.1 + (1 / 3 - 0.8)) + abs(2 * (1 / 3 - 0.8))) / 4
+    assert adaptive_ece(logits_of(*confidences), y, bins=2).item() == rounded(expected)
+    assert adaptive_ece(logits_of(*confidences).flip(0), y.flip(0), bins=2).item() == rounded(expected)
+    # One confidence for all: every bin errs as the whole does.
+    assert adaptive_ece(logits_of(*[0.8] * 50), torch.arange(50) % 2).item() == rounded(0.3)
+
+
+@pytest.mark.parametrize("samples", [210, 217])
+def test_adaptive_ece_is_that_of_a_loop_over_sorted_samples(samples: int) -> None:
+    logits, y = some_answers(samples)
+    p = logits.double().softmax(-1)
+    found = sorted(zip(p.amax(-1).tolist(), (p.argmax(-1) == y).tolist(), strict=True), reverse=True)
+    expected, start = 0.0, 0
+    for m in range(15):
+        part = found[start : start + samples // 15 + (m < samples % 15)]  # the first bins have one more
+        start += len(part)
+        expected += abs(sum(right - sure for sure, right in part)) / samples
+    assert start == samples
+    assert adaptive_ece(logits, y).item() == rounded(expected)
+
+
+def test_adaptive_ece_is_that_of_scikit_learns_quantile_bins_where_bins_are_equal() -> None:
+    logits, y = some_answers(210)
+    p = logits.double().softmax(-1)
+    right = (p.argmax(-1) == y).numpy()
+    share, sure = calibration_curve(right, p.amax(-1).numpy(), n_bins=15, strategy="quantile")
+    assert adaptive_ece(logits, y).item() == rounded(float(abs(share - sure).mean()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_over_uneven_batches_are_those_of_the_whole(dtype: torch.dtype) -> None:
     logits, y = some_answers(dtype=dtype)
@@ -73,7 +115,7 @@ def test_scores_over_uneven_batches_are_those_of_the_whole(dtype: torch.dtype) -
 
 def test_bfloat16_logits_are_measured_in_float64() -> None:
     logits, y = some_answers(dtype=torch.bfloat16)
-    for measure in (accuracy, nll, brier, ece):
+    for measure in (accuracy, nll, brier, ece, adaptive_ece):
         assert torch.equal(measure(logits, y), measure(logits.double(), y))
 
 
