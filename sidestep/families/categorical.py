@@ -29,6 +29,14 @@ class Categorical(Family):
         if self.states < 2:
             raise UsageError(f"got states={self.states}, expected at least 2; one state alone says nothing.")
 
+    def units(self, channels: int) -> int:
+        if channels % self.states:
+            raise UsageError(
+                f"got a block with {channels} channels for latents of {self.states} states, expected a multiple; "
+                "choose states that divide it."
+            )
+        return channels // self.states
+
     def width(self, d: int) -> int:
         return self.states * d
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,12 @@ FLOOR = 1e-6
 
 class Family(ABC):
     """A law of D independent units.  Final subclasses are frozen dataclasses."""
+
+    linear: ClassVar[bool] = False  # what is passed on is a linear function of a network's output
+
+    def units(self, channels: int) -> int:
+        """How many units `passed_on` makes `channels` numbers of.  Raises UsageError where they do not divide so."""
+        return channels
 
     @abstractmethod
     def width(self, d: int) -> int:
@@ -83,6 +90,27 @@ class Family(ABC):
     def sample(self, natural: Tensor, generator: Generator) -> Tensor:
         """One z from every law.  Each family says which estimator of the gradient comes with it."""
 
+    def statistic(self, z: Tensor) -> Tensor:
+        """T(z), (..., P D)."""
+        return z
+
+    def passed_on(self, statistic: Tensor) -> Tensor:
+        """What a block gets to know of the latents before it, of T(z) or its mean: all of it, or the location alone."""
+        return statistic
+
+    def message(self, raw: Tensor) -> Tensor:
+        """A network's outputs for every class (C, P D) as natural parameters of the messages beta_y, centred over y.
+
+        What all classes have in common changes no read-out b_y . T(z), only KL(rho || alpha).  The products with any
+        law of the family stay in the family, for every m.
+        """
+        raw = at_least_float32(raw)
+        return raw - raw.mean(0)
+
+    def less(self, own: Tensor, common: Tensor) -> Tensor:
+        """A label's message less what is expected of it, as far as products with it stay in the family, (B, P D)."""
+        return own - common
+
     def product(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
         """Natural parameters of the law proportional to alpha(z) beta(z)^m: a + m b.
 
@@ -132,6 +160,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 def to_precision(raw: Tensor) -> Tensor:
     """Any number to one above 0."""
     return F.softplus(raw) + FLOOR
+
+
+def precision_message(raw: Tensor) -> Tensor:
+    """Precisions of the messages of all classes, (C, D): at least 0, and 0 for the class that is the least certain."""
+    precision = F.softplus(at_least_float32(raw))
+    return precision - precision.amin(0)
 
 
 def check_precision(precision: Tensor, law: str, *, zero: bool) -> None:

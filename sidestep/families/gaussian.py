@@ -13,13 +13,15 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from .family import LOG_2PI, Family, at_least_float32, check_precision, to_precision
+from .family import LOG_2PI, Family, at_least_float32, check_precision, precision_message, to_precision
 
 
 @final
 @dataclass(frozen=True)
 class Gaussian(Family):
     """Real units with a mean and a precision; natural parameters are (..., 2 D), z is (..., D)."""
+
+    linear = True
 
     def width(self, d: int) -> int:
         return 2 * d
@@ -44,6 +46,21 @@ class Gaussian(Family):
 
     def mean_latent(self, natural: Tensor) -> Tensor:
         return mean_and_precision(natural)[0]
+
+    def statistic(self, z: Tensor) -> Tensor:
+        return torch.cat([z, -0.5 * z.square()], -1)
+
+    def passed_on(self, statistic: Tensor) -> Tensor:
+        return halves(statistic)[0]
+
+    def message(self, raw: Tensor) -> Tensor:
+        potential, free = halves(at_least_float32(raw))
+        return torch.cat([potential - potential.mean(0), precision_message(free)], -1)
+
+    def less(self, own: Tensor, common: Tensor) -> Tensor:
+        """Of the location alone: a message of negative precision would leave the family."""
+        potential, precision = halves(own)
+        return torch.cat([potential - halves(common)[0], precision], -1)
 
     def entropy(self, natural: Tensor) -> Tensor:
         _, lam = mean_and_precision(natural)

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-from .family import Family, at_least_float32, check_precision, to_precision, uniform_like
+from .family import Family, at_least_float32, check_precision, precision_message, to_precision, uniform_like
 
 
 @final
@@ -54,8 +54,18 @@ class Laplace(Family):
         return -1 / at_least_float32(natural)
 
     def mean_latent(self, natural: Tensor) -> Tensor:
-        """0 for every law, so it tells the next block nothing: `mean`, minus the scale, is the message that does."""
+        """0 for every law, so that the next block is told minus the scale, E[T(z)]."""
         return torch.zeros_like(at_least_float32(natural))
+
+    def statistic(self, z: Tensor) -> Tensor:
+        return -z.abs()
+
+    def message(self, raw: Tensor) -> Tensor:
+        return precision_message(raw)
+
+    def less(self, own: Tensor, common: Tensor) -> Tensor:
+        """The message as it is: one below 0 would leave the family."""
+        return own
 
     def entropy(self, natural: Tensor) -> Tensor:
         return (1 + math.log(2) - at_least_float32(natural).log()).sum(-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,6 +17,8 @@ from sidestep.families import FAMILIES as TABLE
 from sidestep.families import family_class
 from sidestep.families.categorical import Categorical
 from sidestep.families.family import Family, cross_entropy_bound
+from sidestep.families.gaussian import Gaussian
+from sidestep.families.laplace import Laplace
 
 from .laws import (
     CLOSE,
@@ -127,6 +130,58 @@ def test_the_product_of_messages_is_the_normalised_product_of_densities(
     raw = family.log_prob(over.z, a) + m * family.log_prob(over.z, b)
     rho = family.product(a, b, m)
     torch.testing.assert_close((raw - over.log_integral(raw)).exp(), family.log_prob(over.z, rho).exp(), **INTEGRAL)
+
+
+@every_family
+@given(data=st.data())
+@few
+def test_the_statistics_of_a_sample_are_those_of_the_law(family: Family, data: st.DataObject) -> None:
+    z = some_z(family, family.to_natural(data.draw(raws(family))))
+    assert family.statistic(z).equal(statistics(family, z))
+    assert family.passed_on(family.statistic(z)).shape == (len(z), family.width(D) // (1 + family.linear))
+
+
+@every_family
+@given(data=st.data(), m=st.floats(0, 10))
+@few
+def test_a_message_times_any_law_is_a_law_for_every_m(family: Family, data: st.DataObject, m: float) -> None:
+    """Even of outputs whose softplus underflows or is linear."""
+    a = family.to_natural(data.draw(raws(family, bound=30)))
+    b = family.message(data.draw(raws(family, rows=4, bound=1000)))
+    family.check(b, zero=True)
+    for message in b:
+        family.check(family.product(a, message, m))
+
+
+@every_family
+@given(data=st.data())
+@few
+def test_what_a_message_leaves_out_is_common_to_all_classes_and_changes_no_read_out(
+    family: Family, data: st.DataObject
+) -> None:
+    raw = data.draw(raws(family, rows=4))
+    message = family.message(raw)
+    whole = raw.clone()
+    if isinstance(family, Gaussian | Laplace):
+        whole[:, -D:] = F.softplus(raw[:, -D:])  # precisions
+    torch.testing.assert_close(message - message[0], whole - whole[0], **CLOSE)
+    t = statistics(family, some_z(family, family.to_natural(data.draw(raws(family)))))
+    read, other = ((t @ b.mT).softmax(-1) for b in (message, whole))
+    torch.testing.assert_close(read, other, rtol=1e-8, atol=1e-8)  # logits up to 1e3 times those digits
+
+
+@every_family
+def test_the_gradient_of_a_message_is_that_of_finite_differences(family: Family) -> None:
+    raw = torch.linspace(-3, 3, 4 * family.width(D), dtype=torch.double).reshape(4, -1)
+    assert gradcheck(family.message, (raw.requires_grad_(),))
+
+
+@every_family
+def test_messages_are_at_least_float32(family: Family) -> None:
+    raw = torch.linspace(-3, 3, 4 * family.width(D), dtype=torch.double).reshape(4, -1)
+    assert family.message(raw).dtype == torch.double
+    half = raw.bfloat16()
+    assert family.message(half).equal(family.message(half.float()))
 
 
 @every_family

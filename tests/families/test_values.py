@@ -33,6 +33,37 @@ def test_flat_parameters_hold_the_first_of_every_unit_first() -> None:
     torch.testing.assert_close(Categorical(states=2).mean(categorical), expected)
 
 
+def test_statistics_and_what_is_passed_on_of_them_by_hand() -> None:
+    z = torch.tensor([2.0, -3.0])
+    assert Gaussian().statistic(z).tolist() == [2.0, -3.0, -2.0, -4.5]
+    assert Laplace().statistic(z).tolist() == [-2.0, -3.0]
+    assert Gaussian().passed_on(Gaussian().statistic(z)).tolist() == [2.0, -3.0]
+    for family in (Bernoulli(), Laplace(), Categorical()):
+        assert family.statistic(-z.abs()).tolist() == family.passed_on(-z.abs()).tolist() == [-2.0, -3.0]
+
+
+def test_messages_by_hand() -> None:
+    """Two units, potentials centred over two classes; precisions softplus(0) = log 2 and softplus(log(e^2 - 1)) = 2."""
+    two = math.log(math.exp(2) - 1)
+    centred = torch.tensor([[-1.0, 2.0], [1.0, -2.0]])
+    precision = torch.tensor([[0.0, 2 - math.log(2)], [2 - math.log(2), 0.0]])
+    potentials, free = torch.tensor([[1.0, 5.0], [3.0, 1.0]]), torch.tensor([[0.0, two], [two, 0.0]])
+    assert Bernoulli().message(potentials).equal(centred)
+    assert Categorical(states=2).message(potentials).equal(centred)
+    torch.testing.assert_close(Laplace().message(free), precision)
+    found = Gaussian().message(torch.cat([potentials, free], -1))
+    torch.testing.assert_close(found, torch.cat([centred, precision], -1))
+
+
+def test_the_channels_that_units_are_passed_on_in() -> None:
+    """All a categorical's probabilities, one number of every other law's unit."""
+    assert [family.units(12) for family in (Bernoulli(), Gaussian(), Laplace(), Categorical(3))] == [12, 12, 12, 4]
+    with pytest.raises(
+        UsageError, match="got a block with 10 channels for latents of 4 states, expected a multiple; c"
+    ):
+        Categorical().units(10)
+
+
 def test_a_gaussian_product_adds_precisions_and_weighs_means_by_them() -> None:
     a, b = torch.tensor([2.0 * 1.0, 2.0]), torch.tensor([6.0 * 5.0, 6.0])  # means 1 and 5, precisions 2 and 6
     assert Gaussian().product(a, b).tolist() == [32.0, 8.0]
