@@ -56,10 +56,13 @@ class Cell:
             made[smoothing] = self.task.target(self.y, smoothing)
         return made[smoothing]
 
+    def generator(self) -> torch.Generator:
+        """A method's own randomness, the same in every engine; the block's dropout draws from the cell's key itself."""
+        return generator(key(self.key, "method"), self.batch.x.device)
+
     def randn(self, *shape: int) -> Tensor:
-        """Standard normal noise, the same in every engine."""
-        device = self.batch.x.device
-        return torch.randn(*shape, device=device, generator=generator(self.key, device))
+        """Standard normal noise."""
+        return torch.randn(*shape, device=self.batch.x.device, generator=self.generator())
 
 
 @dataclass(frozen=True)
