@@ -55,6 +55,8 @@ class Streaming:
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"got accumulate={accumulate}, expected 1 or more micro-batches.")
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"got total_steps={total_steps}, expected 1 or more.")
         if outside := sorted(set(freeze) - set(range(len(chain.blocks)))):
             raise ValueError(f"got freeze={outside[0]}, expected blocks, from 0 to {len(chain.blocks) - 1}.")
         for n in freeze:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from sidestep.core.block import Chain
-from sidestep.core.cell import Cell
-from sidestep.core.emit import Emit
-from sidestep.core.program import Program, Up
+from sidestep.core.cell import Batch, Cell
+from sidestep.core.emit import Emit, Message
+from sidestep.core.program import Down, Each, Program, Up
+from sidestep.core.task import Task
 from sidestep.engines.streaming import Streaming, compile_calls
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop
@@ -369,6 +370,88 @@ def test_of_what_a_block_emits_only_the_message_outlives_its_cell() -> None:
     method = Watching()
     engine_for(method).step(some_batch())
     assert method.alive == [0, 0, 0]
+
+
+# ---- what a pass is told of the run, and sweeps at inference
+
+
+@dataclass(frozen=True)
+class Told(LocalCE):
+    """Notes what share of the run every cell is told is done."""
+
+    shares: list[float | None] = field(default_factory=list[float | None])
+
+    def program(self) -> Program:
+        return (Up(self.noted),)
+
+    def noted(self, cell: Cell, h: Tensor) -> Emit:
+        self.shares.append(cell.batch.progress)
+        return self.learn(cell, h)
+
+
+def test_every_cell_is_told_what_share_of_the_steps_is_done() -> None:
+    """Blocks and micro-batches of a step alike; asking for gradients is no step, and past its end a run is done."""
+    method = Told()
+    engine = engine_for(method, accumulate=2, total_steps=4)
+    for step in range(6):
+        assert engine.progress == min(step / 4, 1.0)
+        method.shares.clear()
+        engine.gradients(some_batch())
+        engine.step(some_batch())
+        assert method.shares == [min(step / 4, 1.0)] * 3 * (1 + 2)
+
+
+def test_a_resumed_engine_goes_on_at_its_share_of_the_run() -> None:
+    first, second = (engine_for(Told(), total_steps=4) for _ in range(2))
+    first.step(some_batch())
+    second.load_state_dict(first.state_dict())
+    assert second.progress == 0.25
+
+
+def test_where_nobody_said_how_many_steps_there_are_a_cell_is_told_none() -> None:
+    method = Told()
+    engine = engine_for(method)
+    engine.step(some_batch())
+    assert method.shares == [None] * 3 and engine.progress is None
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_run_without_steps_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"got total_steps={steps}, expected 1 or more"):
+        engine_for(LocalCE(), total_steps=steps)
+
+
+@dataclass(frozen=True)
+class Counting(LocalCE):
+    """Down, every block sends how many are after it; each doubles that; and up it is added to the logits."""
+
+    def inference(self) -> Program:
+        return Down(self.down), Each(self.double), Up(self.up)
+
+    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+        return (torch.zeros(()),)
+
+    def down(self, cell: Cell, after: Tensor) -> Emit:
+        return Emit(send=(after + 1,), keep={"after": after})
+
+    def double(self, cell: Cell) -> Emit:
+        return Emit(keep={"after": 2 * cell.kept["after"]})
+
+    def up(self, cell: Cell, h: Tensor) -> Emit:
+        emit = self.read(cell, h)
+        assert emit.logits is not None
+        return Emit(send=emit.send, logits=emit.logits + cell.kept["after"])
+
+
+def test_inference_may_sweep_down_before_it_sweeps_up() -> None:
+    plain, counting = engine_for(LocalCE()), engine_for(Counting())
+    x = some_batch()[0]
+    for after, a, b in zip((2, 1, 0), plain.predict(x), counting.predict(x), strict=True):
+        assert a is not None and b is not None and torch.equal(a + 2 * after, b)
+    visits = [(block.index, len(message), [*emit.keep]) for block, message, emit in counting.infer(x)]
+    kept = ["after"]
+    down_and_each = [visit for n in (2, 1, 0) for visit in ((n, 1, kept), (n, 0, kept))]
+    assert visits == [*down_and_each, *((n, 1, []) for n in range(3))]
 
 
 # ---- bad input, and what an engine refuses
