@@ -1,0 +1,123 @@
+"""A block's features as the law of latents: natural parameters out of a block, what the next one gets to know.
+
+B batch, D units of a position, S positions, P natural parameters of a unit.  Flat natural parameters are (B, P D S):
+the first of every unit, then the second of every unit; a feature map has channels times positions of them.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.families.family import Family
+
+from .heads import Head, HeadKind
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
+
+
+def opened(body: nn.Sequential) -> tuple[nn.Sequential, nn.Module | None]:
+    """A block without the activation that closes it, and that activation; None where it ends in something else.
+
+    The modules are the body's own, and the body is left as it was.
+    """
+    (*before, (name, last)) = body.named_children()
+    if isinstance(last, ACTIVATIONS):
+        kept, closing = before, last
+    elif type(last) is nn.Sequential and len(last):
+        inner, closing = opened(last)
+        kept = [*before, (name, inner)]
+    else:
+        kept, closing = [], None
+    if closing is None:
+        return body, None
+    made = nn.Sequential()
+    for child, module in kept:
+        made.add_module(child, module)
+    return made, closing
+
+
+class Latents(nn.Module):
+    """Makes a block's output (B, *shape) the natural parameters of its latents, and what is passed on of those.
+
+    shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
+    (1 x 1 on feature maps), as for one that ends in a sum; where a family has more parameters than the block has
+    features there is one in any case.  through: the activation that what is passed on goes through, None for none.
+    """
+
+    def __init__(self, family: Family, shape: torch.Size, *, mapped: bool, through: nn.Module | None = None) -> None:
+        super().__init__()
+        self.family, self.shape = family, shape
+        self.tokens = len(shape) == 2
+        self.channels = shape[-1] if self.tokens else shape[0]
+        self.positions = shape.numel() // self.channels
+        self.width = family.width(family.units(self.channels))  # natural parameters of a position
+        self.map: nn.Module = nn.Identity()
+        if mapped or self.width != self.channels:
+            spatial = len(shape) == 3
+            self.map = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
+        self.through = copy.copy(through or nn.Identity())
+        # In place it would write into the means that the read-out reads.  Torch has no word for "any activation".
+        self.through.inplace = False  # pyright: ignore[reportArgumentType]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The block's output, (B, *shape), as natural parameters, (B, P D S)."""
+        return self.family.to_natural(flat(self.map(h)))
+
+    def passed_on(self, statistic: Tensor) -> Tensor:
+        """T(z) or its mean, (B, P D S), as the next block's input, (B, *shape)."""
+        told = self.family.passed_on(statistic)
+        shaped = told.unflatten(1, (self.channels, self.positions)).mT if self.tokens else told.unflatten(1, self.shape)
+        return self.through(shaped)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Numbers of every position, laid out as features are, (B, N), (B, N, H, W) or (B, T, N), as (B, N S)."""
+    return (x.mT if x.dim() == 3 else x).flatten(1)
+
+
+class ReadOut(nn.Module):
+    """p(y | z) of every class from T(z) or its mean: linear in it, or in a learned map of what is passed on.
+
+    weights: (C, P D S), or (C, L) with `lift`.  What inference needs of a block and its twin.
+    """
+
+    def __init__(self, latents: Latents, weights: Tensor, lift: nn.Module | None = None) -> None:
+        super().__init__()
+        self.latents, self.lift = latents, lift
+        self.weights = nn.Buffer(weights.detach().clone())
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The block's output (B, *shape) to logits (B, C)."""
+        return logits(self.latents, self.latents.family.mean(self.latents(h)), self.weights, self.lift)
+
+
+class Passed(nn.Module):
+    """A block's output (B, *shape) to the next block's input, for inference."""
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__()
+        self.latents = latents
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.latents.passed_on(self.latents.family.mean(self.latents(h)))
+
+
+def logits(latents: Latents, statistic: Tensor, weights: Tensor, lift: nn.Module | None) -> Tensor:
+    """log p(y | z) up to a constant, (B, C), of T(z) or its mean, (B, P D S)."""
+    return (statistic if lift is None else lift(latents.passed_on(statistic))) @ weights.mT
+
+
+def lift(shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head:
+    """A learned map of what is passed on, to (B, width): a local head but for its last linear layer.
+
+    Raises ValueError for kind=linear, which has no other layer.
+    """
+    if kind == "linear":
+        raise ValueError("got head='linear' for a lifted read-out, expected conv or mlp; use read_out='linear'.")
+    vector = len(shape) != 3 or shape[1] * shape[2] == 1
+    head = Head(shape, 1, "mlp" if kind == "auto" and vector else kind, width=width, depth=depth)
+    head.out = nn.Sequential(*list(head.out)[:-1])
+    return head

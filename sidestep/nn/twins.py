@@ -1,0 +1,114 @@
+"""The twin network of BLL (arXiv:2305.14974): it runs from the classes back to the input, one state per block.
+
+Twin block k makes its state of the state of k + 1, which reaches it detached; from its own state it reads the messages
+b_k(y), one for every class, and, for a lifted read-out, an embedding of every class.
+
+C classes, W width of a state, D channels of a block's features, S their positions, P natural parameters of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import UsageError, unknown
+from sidestep.families.family import at_least_float32
+
+from .latents import Latents, flat
+
+TwinKind = Literal["linear", "mlp", "mirror"]
+"""linear: one map per block, straight from the one-hot class, no chain (as released).  mlp: states (C, W), a hidden
+layer a block.  mirror: the forward network's shapes, reversed: a state looks like the block's features, (C, *shape)."""
+
+
+class Twin(nn.Module):
+    """One block's part of the twin: `step` makes its state, `say` reads the messages off it, `embed` the embeddings."""
+
+    def __init__(
+        self, step: nn.Module, say: nn.Module, latents: Latents, classes: int, embed: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.step, self.say, self.embed = step, say, embed
+        self.classes = classes
+        self.family, self.shape, self.positions = latents.family, latents.shape, latents.positions
+
+    def forward(self, state: Tensor) -> Tensor:
+        """The state of the block after, for every class, as this block's."""
+        return self.step(state)
+
+    def messages(self, state: Tensor) -> Tensor:
+        """b_k(y) of every class, natural parameters (C, P D S), centred over classes.
+
+        Shared out over the S positions: a read-out is a mean over them, as that of a classifier behind a pool is.
+        """
+        said = self.say(state)
+        if said.dim() == 2:
+            said = said[:, :, None].expand(-1, -1, self.positions).flatten(1)
+        else:
+            said = flat(said)
+        return self.family.message(said) / self.positions
+
+    def embeddings(self, state: Tensor) -> Tensor:
+        """Of every class, (C, L), centred over classes."""
+        assert self.embed is not None
+        found = at_least_float32(self.embed(state.flatten(1)))
+        return found - found.mean(0)
+
+
+def twins(kind: TwinKind, latents: Sequence[Latents], classes: int, width: int, lifted: int = 0) -> list[Twin]:
+    """The twin of every block, the first block's first.  width: W, of mlp; lifted: that of the embeddings, 0 for none.
+
+    Drawn by themselves: nothing is copied from the forward network, and nothing tied to it.  Raises UsageError where no
+    mirror is known for two blocks' shapes.
+    """
+    if kind not in get_args(TwinKind):
+        raise unknown("twin", kind, get_args(TwinKind))
+    made: list[Twin] = []
+    state = torch.eye(classes)
+    for own in reversed(latents):
+        shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": own.shape}[kind]
+        step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
+        say = pointwise(shape, own.width)
+        embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
+        made.append(Twin(step, say, own, classes, embed))
+        with torch.no_grad():
+            state = step(state)
+            # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow
+            # state may be 0 for all classes.
+            if (spread := say(state).std(0).mean()) > 0:
+                say.weight /= own.width**0.5 * spread
+    return made[::-1]
+
+
+def backwards(above: torch.Size, here: torch.Size) -> nn.Module:
+    """A layer from a state of the block after, (C, *above), to one of this block's, (C, *here); He initialisation."""
+    if len(above) == 1:
+        layer: nn.Module = he(nn.Linear(above[0], here.numel()))
+        return layer if len(here) == 1 else nn.Sequential(layer, nn.Unflatten(1, here))
+    if len(above) == len(here) == 3:
+        return nn.Sequential(nn.Upsample(tuple(here[1:])), he(nn.Conv2d(above[0], here[0], 3, padding=1)))
+    if len(above) == len(here) == 2 and above[0] == here[0]:
+        return he(nn.Linear(above[1], here[1]))
+    raise UsageError(
+        f"got blocks of shape {tuple(here)} and {tuple(above)}, expected two of a kind for twin=mirror; use twin=mlp."
+    )
+
+
+def pointwise(shape: torch.Size, width: int) -> nn.Linear | nn.Conv2d:
+    """A linear map of a state's channels, the same at every position."""
+    if len(shape) == 3:
+        return nn.Conv2d(shape[0], width, 1, bias=False)
+    return nn.Linear(shape[-1], width, bias=False)
+
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def he(layer: Layer) -> Layer:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

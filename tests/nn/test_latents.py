@@ -1,0 +1,209 @@
+"""Layouts by hand: a family wants the first parameter of every unit first, a network has channels and positions."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import UsageError
+from sidestep.families.bernoulli import Bernoulli
+from sidestep.families.categorical import Categorical
+from sidestep.families.family import FLOOR, Family
+from sidestep.families.gaussian import Gaussian
+from sidestep.families.laplace import Laplace
+from sidestep.nn.heads import Head
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lift, logits, opened
+
+# ---- what closes a block
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_the_activation_that_closes_a_block_is_taken_off_and_nothing_else(kind: type[nn.Module]) -> None:
+    unit = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), kind())
+    body = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Sequential(unit))
+    names = [name for name, _ in body.named_modules()]
+    made, closing = opened(body)
+    assert closing is unit[-1] and closing is not None
+    assert [name for name, _ in body.named_modules()] == names  # left as it was
+    assert [name for name, _ in made.named_modules()] == [name for name in names if name != "2.0.3"]
+    assert {id(p) for p in made.parameters()} == {id(p) for p in body.parameters()}
+    x = torch.randn(5, 2, 2)
+    assert torch.equal(closing(made(x)), body(x))
+
+
+class Residual(nn.Sequential):
+    """Ends in an activation, but is not its last layer alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
+@pytest.mark.parametrize(
+    "last", [nn.MaxPool1d(1), nn.Linear(3, 3), nn.Sequential(), nn.Sequential(nn.ReLU(), nn.Dropout()), nn.PReLU()]
+)
+def test_a_block_that_ends_in_something_else_stays_whole(last: nn.Module) -> None:
+    body = nn.Sequential(nn.Linear(3, 3), last)
+    made, closing = opened(body)
+    assert made is body and closing is None
+
+
+def test_the_inside_of_a_module_with_a_forward_of_its_own_is_left_alone() -> None:
+    body = nn.Sequential(Residual(nn.Linear(3, 3), nn.ReLU()))
+    assert opened(body) == (body, None)
+
+
+# ---- in and out
+
+
+def of(family: Family, *shape: int, through: nn.Module | None = None) -> Latents:
+    return Latents(family, torch.Size(shape), mapped=False, through=through)
+
+
+LAYOUTS: dict[str, tuple[tuple[int, ...], list[object], list[float]]] = {
+    # Two units, and of the last two three positions each: all of the first unit's, then all of the second's.
+    "vector": ((2,), [1.0, 2.0], [1.0, 2.0]),
+    "maps": ((2, 1, 3), [[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    "tokens": ((3, 2), [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+}
+every_layout = pytest.mark.parametrize(("shape", "features", "flat"), LAYOUTS.values(), ids=LAYOUTS)
+
+
+@every_layout
+def test_features_are_natural_parameters_and_their_means_features_again(
+    shape: tuple[int, ...], features: list[object], flat: list[float]
+) -> None:
+    h, natural = torch.tensor([features]), torch.tensor([flat])
+    latents = of(Bernoulli(), *shape)
+    assert (latents.width, latents.positions) == (2, len(flat) // 2)
+    assert torch.equal(latents(h), natural)
+    assert torch.equal(latents.passed_on(natural), h)
+    assert torch.equal(Passed(latents)(h), h.sigmoid())
+
+
+@every_layout
+def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
+    shape: tuple[int, ...], features: list[object], flat: list[float]
+) -> None:
+    """One unit of two states at every position: the softmax of the two channels there."""
+    latents = of(Categorical(states=2), *shape)
+    h = torch.tensor([features])
+    over = {1: 1, 2: 2, 3: 1}[len(shape)]  # the dimension of the channels
+    torch.testing.assert_close(Passed(latents)(h), h.softmax(over))
+
+
+@every_layout
+def test_a_gaussian_has_twice_the_channels_and_passes_its_means_through_the_closing_activation(
+    shape: tuple[int, ...], features: list[object], flat: list[float]
+) -> None:
+    """The map makes the means h - 3 and the precisions softplus(log(e^2 - 1)) = 2 of every unit."""
+    latents = of(Gaussian(), *shape, through=nn.ReLU())
+    assert latents.width == 4
+    raw = (torch.tensor(2.0).exp() - 1).log()
+    assert isinstance(latents.map, nn.Linear | nn.Conv2d)
+    with torch.no_grad():
+        latents.map.weight.copy_(torch.cat([torch.eye(2), torch.zeros(2, 2)]).view_as(latents.map.weight))
+        assert latents.map.bias is not None
+        latents.map.bias.copy_(torch.tensor([-3.0, -3.0, raw, raw]))
+    h, mu = torch.tensor([features]), torch.tensor(flat) - 3
+    precision = 2 + FLOOR
+    torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)]))
+    torch.testing.assert_close(Passed(latents)(h), (h - 3).relu())
+
+
+def test_a_laplace_passes_minus_its_scale() -> None:
+    latents = of(Laplace(), 2)
+    h = torch.tensor([[0.0, 1.0]])
+    torch.testing.assert_close(Passed(latents)(h), -1 / (h.exp().log1p() + FLOOR))
+
+
+def test_what_is_passed_on_leaves_the_means_alone_where_the_activation_writes_in_place() -> None:
+    closing = nn.ReLU(inplace=True)
+    latents = of(Gaussian(), 2, through=closing)
+    mean = torch.tensor([[-1.0, 1.0, -3.0, -3.0]])
+    before = mean.clone()
+    assert torch.equal(latents.passed_on(mean), torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(mean, before)
+    assert closing.inplace  # the network's own is left as it was
+
+
+@pytest.mark.parametrize(
+    ("shape", "mapped", "kind"),
+    [
+        ((4,), False, nn.Identity),
+        ((4,), True, nn.Linear),
+        ((5, 4), True, nn.Linear),
+        ((4, 3, 3), True, nn.Conv2d),
+        ((4, 3, 3), False, nn.Identity),
+    ],
+)
+def test_a_map_of_the_blocks_own_is_pointwise_and_there_only_where_needed(
+    shape: tuple[int, ...], mapped: bool, kind: type[nn.Module]
+) -> None:
+    latents = Latents(Bernoulli(), torch.Size(shape), mapped=mapped)
+    assert type(latents.map) is kind
+    assert sum(p.numel() for p in latents.parameters()) == (4 * 4 + 4 if mapped else 0)
+    assert type(Latents(Gaussian(), torch.Size(shape), mapped=False).map) is not nn.Identity
+
+
+def test_states_that_do_not_divide_the_channels_are_refused() -> None:
+    with pytest.raises(UsageError, match="got a block with 6 channels for latents of 4 states, expected a multiple"):
+        of(Categorical(), 6)
+
+
+# ---- read-outs
+
+
+def test_a_linear_read_out_is_the_product_of_means_and_weights() -> None:
+    """Two units: sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4, so 4/2 + 8 x 3/4 and -2/2."""
+    latents = of(Bernoulli(), 2)
+    weights = torch.tensor([[4.0, 8.0], [-2.0, 0.0]])
+    read = ReadOut(latents, weights)
+    h = torch.tensor([[0.0, 3.0]])
+    h[0, 1] = h[0, 1].log()
+    torch.testing.assert_close(read(h), torch.tensor([[8.0, -1.0]]))
+    assert torch.equal(read(h), logits(latents, Bernoulli().mean(latents(h)), weights, None))
+
+
+def test_a_read_outs_weights_are_a_copy_in_its_state() -> None:
+    weights = torch.ones(2, 2)
+    read = ReadOut(of(Bernoulli(), 2), weights)
+    weights.zero_()
+    assert torch.equal(read.state_dict()["weights"], torch.ones(2, 2))
+    assert not list(read.parameters())
+
+
+def test_a_lifted_read_out_compares_a_map_of_what_is_passed_on() -> None:
+    latents = of(Bernoulli(), 2, 1, 2)
+    lifting = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    h, weights = torch.randn(6, 2, 1, 2), torch.randn(5, 3)
+    torch.testing.assert_close(ReadOut(latents, weights, lifting)(h), lifting(h.sigmoid()) @ weights.T)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "meant"),
+    [
+        ((4,), "auto", "mlp"),
+        ((5, 4), "auto", "mlp"),
+        ((4, 1, 1), "auto", "mlp"),
+        ((4, 3, 3), "auto", "conv"),
+        ((4, 3, 3), "mlp", "mlp"),
+    ],
+)
+def test_a_lift_is_a_local_head_without_its_last_layer(shape: tuple[int, ...], kind: str, meant: str) -> None:
+    torch.manual_seed(0)
+    lifting = lift(torch.Size(shape), kind, 7, 2).eval()  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(0)
+    head = Head(torch.Size(shape), 1, meant, width=7, depth=2).eval()  # pyright: ignore[reportArgumentType]
+    last = copy.deepcopy(head.out[-1])
+    h = torch.randn(6, *shape)
+    lifted = lifting(h)
+    assert lifted.shape == (6, 7)
+    assert torch.equal(last(lifted), head(h))
+
+
+def test_a_lift_without_a_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="got head='linear' for a lifted read-out, expected conv or mlp; use read_out"):
+        lift(torch.Size([4]), "linear", 7, 1)
