@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sidestep.engines.update import UpdateRule
     from sidestep.measure.isolation import measure as audit
     from sidestep.methods.backprop import Backprop, BackpropCheckpointed
+    from sidestep.methods.bll import BLL
     from sidestep.methods.deep_supervision import DeepSupervision
     from sidestep.methods.local_ce import LocalCE
     from sidestep.methods.sid import SID
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imported when first used: `import sidestep` alone costs nothing, and the command line answers before torch is loaded.
 _WHERE = {
+    "BLL": "methods.bll",
     "SID": "methods.sid",
     "Backprop": "methods.backprop",
     "BackpropCheckpointed": "methods.backprop",
@@ -40,6 +42,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "BLL",
     "SID",
     "Backprop",
     "BackpropCheckpointed",

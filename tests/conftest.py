@@ -16,6 +16,7 @@ from sidestep.core.task import Task
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
+from sidestep.methods.bll import BLL
 from sidestep.methods.deep_supervision import DeepSupervision
 from sidestep.methods.local_ce import LocalCE
 from sidestep.methods.sid import SID
@@ -33,6 +34,7 @@ class Case:
     method: Method
     isolated: bool  # every block's loss reaches its own parameters only
     naive: Callable[[Chain, Tensor, Tensor], Tensor]  # (chain, x, y) -> (), the sum of all objectives
+    rate: float = 1e-2  # from which 64 samples are learnt by heart
 
 
 HALVES = [0.5, 0.25, 0.125]  # r_i at alpha = 0.5
@@ -86,6 +88,22 @@ CASES = [
         SID(form="shared", belief="none", alpha="1,0.5,0.25"),
         False,
         partial(naive.parallel_heads, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
+    ),
+    Case("bll", BLL(), True, naive.bll),
+    Case("bll-uncentred", BLL(centre="classes"), True, partial(naive.bll, predicted=False)),
+    Case(
+        "bll-linear",
+        BLL(twin="linear", predict="classifier", family="gaussian", likelihood="closed"),
+        True,
+        partial(naive.bll, chained=False, classifier=True, family="gaussian"),
+        rate=3e-2,
+    ),
+    Case("bll-lifted", BLL(twin="mirror", read_out="lifted"), True, partial(naive.bll, lifted=True), rate=1e-3),
+    Case(
+        "bll-gaussian",
+        BLL(family="gaussian", likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1),
+        True,
+        partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian"),
     ),
 ]
 

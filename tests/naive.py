@@ -87,3 +87,65 @@ def parallel_heads(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], dire
             loss = p * (p.log() - perfect.log())
         total = total + loss.sum(-1).mean()
     return total
+
+
+def bll(
+    chain: Chain,
+    x: Tensor,
+    y: Tensor,
+    m: float = 1.0,
+    w: float = 1.0,
+    smoothing: float = 0.0,
+    family: str = "bernoulli",  # at the mean of rho; or gaussian, the likelihood in closed form
+    chained: bool = True,  # every state made of the one after, or each of the classes
+    lifted: bool = False,
+    classifier: bool = False,
+    predicted: bool = True,  # a label's message is less its mean under the block's own prediction
+) -> Tensor:
+    """Kappel et al. 2023, sum_k F_k, on feature maps: natural parameters (B, N, positions), messages (C, N, ...)."""
+    t, total = soft(y, smoothing), torch.zeros(())
+    u = [torch.eye(CLASSES)]
+    for block in reversed(chain.blocks):
+        step = block.extras["twin"].get_submodule("step")
+        u.insert(0, step(u[0].detach() if chained else torch.eye(CLASSES)))
+    h = x
+    for block, state in zip(chain.blocks, u, strict=False):
+        extras = block.extras
+        maps = extras["latents"].get_submodule("map")(block.net(h.detach()))
+        a, said = maps.flatten(2), extras["twin"].get_submodule("say")(state)
+        positions = a.shape[-1]
+        said = said[:, :, None].expand(-1, -1, positions) if said.dim() == 2 else said.flatten(2)
+        if family == "bernoulli":
+            b = (said - said.mean(0)) / positions
+            v = extras["twin"].get_submodule("embed")(state.flatten(1)) if lifted else b.flatten(1)
+            alpha = a.sigmoid()
+            seen = extras["lift"](alpha.reshape(maps.shape)) if lifted else alpha.flatten(1)
+            p = (seen @ (v - v.mean(0)).T).softmax(-1)
+            rho = (a + m * (b[y] - torch.einsum("bc,cnp->bnp", p, b) if predicted else b[y])).sigmoid()
+            kl = rho * (rho / alpha).log() + (1 - rho) * ((1 - rho) / (1 - alpha)).log()
+            told = alpha.reshape(maps.shape)
+            seen = extras["lift"](rho.reshape(maps.shape)) if lifted else rho.flatten(1)
+            miss = -(t * (seen @ (v - v.mean(0)).T).log_softmax(-1)).sum(-1)
+        else:
+            units = a.shape[1] // 2
+            mu, precision = a[:, :units], F.softplus(a[:, units:]) + 1e-6
+            force, more = said[:, :units], F.softplus(said[:, units:])
+            force, more = (force - force.mean(0)) / positions, (more - more.min(0).values) / positions
+            p = torch.einsum("bnp,cnp->bc", mu, force) - torch.einsum("bnp,cnp->bc", mu**2 + 1 / precision, more) / 2
+            own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
+            sharper = precision + m * more[y]
+            centre = (precision * mu + m * own) / sharper
+            ratio = precision / sharper
+            kl = (ratio - 1 - ratio.log() + precision * (centre - mu) ** 2) / 2
+            after = sharper[:, None] + more  # (B, C, units, positions), rho times every message
+            there = (sharper * centre)[:, None] + force
+            log_partition = (there**2 / after - after.log()) / 2 - (sharper * centre**2 - sharper.log())[:, None] / 2
+            means = force * centre[:, None] - more * (centre**2 + 1 / sharper)[:, None] / 2  # b . E[T(z)]
+            price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
+            miss = (t * price).sum(-1)
+            told = extras["latents"].get_submodule("through")(mu.reshape(len(x), units, *maps.shape[2:]))
+        total = total + (w * kl.flatten(1).sum(-1) + miss).mean()
+        if classifier and block.is_last:
+            total = total + cross_entropy(extras["classifier"](told), y, smoothing)
+        h = told
+    return total

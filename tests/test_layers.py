@@ -44,7 +44,7 @@ THIRD_PARTY = {"torch", "numpy", "pyarrow", "PIL", "sklearn", "datasets", "huggi
 # What a folder may import, besides the standard library and itself.
 ALLOWED: dict[str, set[str]] = {
     "core": {"torch", "sidestep.errors"},
-    "nn": {"torch", "sidestep.errors"},
+    "nn": {"torch", "sidestep.families", "sidestep.errors"},
     "families": {"torch", "sidestep.errors", "sidestep.named"},
     "methods": {"torch", "sidestep.core", "sidestep.nn", "sidestep.families", "sidestep.errors", "sidestep.named"},
     "engines": {"torch", "sidestep.core", "sidestep.errors"},

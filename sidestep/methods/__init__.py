@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "backprop": "backprop:Backprop",
     "backprop_checkpointed": "backprop:BackpropCheckpointed",
+    "bll": "bll:BLL",
+    "bll_released": "bll_released:BLLReleased",
     "deep_supervision": "deep_supervision:DeepSupervision",
     "local_ce": "local_ce:LocalCE",
     "sid": "sid:SID",

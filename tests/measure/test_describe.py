@@ -10,6 +10,7 @@ from sidestep.core.method import Method
 from sidestep.measure.describe import walk
 from sidestep.measure.memory import activation_bytes
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
+from sidestep.methods.bll import BLL
 from sidestep.methods.deep_supervision import DeepSupervision
 from sidestep.methods.local_ce import LocalCE
 from sidestep.methods.sid import SID
@@ -18,6 +19,7 @@ from tests.conftest import CLASSES, Case, engine_for, small_net, some_batch
 BATCH, WIDTH = 16, 12
 FEATURES = BATCH * WIDTH * 4  # bytes of what an inner block passes on, float32
 BELIEF = BATCH * CLASSES * 4
+TWIN = CLASSES * 32 * 4  # a twin's state, whatever the batch
 
 
 def mlp() -> nn.Sequential:
@@ -34,8 +36,19 @@ def mlp() -> nn.Sequential:
         (Backprop(), FEATURES, FEATURES, 0),
         (BackpropCheckpointed(), FEATURES, FEATURES, 0),
         (DeepSupervision(), FEATURES, FEATURES, 0),
+        (BLL(twin_width=32), FEATURES, TWIN, 0),
+        (BLL(twin="linear"), FEATURES, 0, 0),
     ],
-    ids=["local_ce", "sid-trunk", "sid-shared", "backprop", "backprop_checkpointed", "deep_supervision"],
+    ids=[
+        "local_ce",
+        "sid-trunk",
+        "sid-shared",
+        "backprop",
+        "backprop_checkpointed",
+        "deep_supervision",
+        "bll",
+        "linear",
+    ],
 )
 def test_traffic_by_hand(method: Method, up: int, down: int, shared: int) -> None:
     """An MLP of width 12 in 3 blocks, a batch of 16: 768 bytes of features a cut, 320 of belief."""

@@ -37,6 +37,10 @@ EXPECTED: dict[str, tuple[list[list[int]], list[list[int]]]] = {
     "sid-trunk-parallel": ([[0], [1], [2]], NONE),
     "sid-shared": ([[0], [1], [2]], NONE),
     "sid-shared-parallel": ([[0], [1], [2]], NONE),
+    "bll": ([[0], [1], [2]], ALL),  # by the messages of a twin, not by gradients
+    "bll-linear": ([[0], [1], [2]], NONE),
+    "bll-lifted": ([[0], [1], [2]], ALL),
+    "bll-gaussian": ([[0], [1], [2]], ALL),
 }
 
 

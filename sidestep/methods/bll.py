@@ -1,0 +1,230 @@
+"""Block-local learning: forward messages meet the messages of a twin network that runs back from the targets.
+
+Kappel et al., arXiv:2305.14974.
+
+    a_k = natural(f_k(sg message(a_{k-1}))): alpha_k(z_k) = p(z_k | x), a law of an exponential family
+    u_k = twin_k(sg u_{k+1}),  u_{K+1} = one-hot classes;   b_k(y) = say_k(u_k), centred over y: the messages beta_k
+    rho_k proportional to alpha_k beta_k^m, natural parameters a_k + m b_k(y)
+    p_k(y | z) = softmax_y(b_k(y) . T(z))                       linear read-out, or
+    p_k(y | z) = softmax_y(v_k(y) . g_k(z)),  v_k = embed_k(u_k)   lifted read-out
+    F_k = w KL(rho_k || alpha_k) - E_rho[log p_k(y | z_k)]
+
+centre: in rho_k, b_k(y) is less what the block predicts, sum_y' p_k(y') b_k(y') at the mean of alpha_k, precisions as
+they are.  With a linear read-out that is the gradient of log p_k(y | z), and rho_k nearly the posterior.  Or it is less
+the mean over classes alone.
+
+Block k learns f_k, twin_k and its read-outs from F_k; a_k's mean goes up, u_k goes down, both detached.  With w = 1 and
+E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from above, the messages given: any rho does.
+
+likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
+The prediction is made from alpha_K: by the twin's messages, or by the model's own classifier, trained beside F_K.
+
+B batch, C classes, K blocks, N natural parameters of a block's latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.core.block import Block, Chain
+from sidestep.core.cell import Batch, Cell
+from sidestep.core.cut import CutPlan
+from sidestep.core.emit import Emit, Message
+from sidestep.core.method import Method
+from sidestep.core.program import Down, Program, Up
+from sidestep.core.task import Task
+from sidestep.families import FAMILIES, family_class
+from sidestep.families.categorical import Categorical
+from sidestep.families.family import Family, at_least_float32, cross_entropy_bound
+from sidestep.nn.heads import Head, HeadKind
+from sidestep.nn.latents import Latents, Passed, ReadOut, lift, logits, opened
+from sidestep.nn.mixing import Mixing, mixing
+from sidestep.nn.twins import Twin, TwinKind, twins
+
+Centre = Literal["classes", "prediction"]
+Likelihood = Literal["plug-in", "sample", "closed"]
+Detach = Literal["none", "kl", "both"]
+
+
+@dataclass(frozen=True)
+class BLL(Method):
+    """Latents between blocks, each block's law pulled towards the one that the target asks for."""
+
+    reference: ClassVar[str] = "arXiv:2305.14974"
+
+    family: Literal["bernoulli", "gaussian", "categorical", "laplace"] = "bernoulli"  # of the latents
+    states: int = 4  # of a categorical latent
+    m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
+    centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
+    m_warmup: float = 0.0  # share of training in which m climbs from 0
+    kl_weight: float = 1.0  # w
+    likelihood: Likelihood = "plug-in"  # E_rho of the log-likelihood: at the mean of rho, at a sample, in closed form
+    detach: Detach = "none"  # rho is a constant: nowhere, in the KL, in both terms
+    bootstrap: bool = False  # in training the next block gets rho instead of alpha
+    twin: TwinKind = "mlp"
+    twin_width: int = 128  # W, of twin mlp
+    read_out: Literal["linear", "lifted"] = "linear"  # lifted: a learned map of z, compared with the twin's embeddings
+    head: HeadKind = "auto"  # lifted: the kind of that map
+    head_width: int = 128
+    head_depth: int = 1
+    predict: Literal["twin", "classifier"] = "twin"  # what answers, and is exported
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        mixing(self.m)
+        _one_of("family", self.family, tuple(FAMILIES))
+        for name, value, known in (
+            ("centre", self.centre, Centre),
+            ("likelihood", self.likelihood, Likelihood),
+            ("detach", self.detach, Detach),
+            ("twin", self.twin, TwinKind),
+            ("head", self.head, HeadKind),
+        ):
+            _one_of(name, value, get_args(known))
+        _one_of("read_out", self.read_out, ("linear", "lifted"))
+        _one_of("predict", self.predict, ("twin", "classifier"))
+        self.law()
+        for name, value in (("twin_width", self.twin_width), ("head_width", self.head_width)):
+            if value < 1:
+                raise ValueError(f"got {name}={value}, expected at least 1.")
+        if not 0 <= self.m_warmup < 1:
+            raise ValueError(f"got m_warmup={self.m_warmup}, expected a share of training in [0, 1).")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"got kl_weight={self.kl_weight}, expected a finite number of at least 0.")
+        if self.likelihood == "closed" and self.read_out == "lifted":
+            raise ValueError(
+                "got likelihood='closed' with read_out='lifted'; a closed form is known of a read-out linear in T(z) "
+                "only; use likelihood='sample'."
+            )
+        if self.detach == "both" and self.read_out == "lifted":
+            raise ValueError(
+                "got detach='both' with read_out='lifted', where nothing would teach the messages; use detach='kl'."
+            )
+
+    def law(self) -> Family:
+        return Categorical(self.states) if self.family == "categorical" else family_class(self.family)()
+
+    def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        slices = plan(model, task.sample)
+        law, lifted, count = self.law(), self.read_out == "lifted", len(slices.bodies)
+        ends = [opened(body) for body in slices.bodies]
+        latents = [
+            Latents(law, shape, mapped=closing is None, through=closing if law.linear else None)
+            for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
+        ]
+        back = twins(self.twin, latents, task.num_classes, self.twin_width, self.head_width if lifted else 0)
+        blocks: list[Block] = []
+        for k, (net, _) in enumerate(ends):
+            extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
+            if lifted:
+                extras["lift"] = lift(slices.shapes[k], self.head, self.head_width, self.head_depth)
+            if k == count - 1 and self.predict == "classifier":
+                extras["classifier"] = slices.readout
+            blocks.append(Block(k, count, net, **extras))
+        return Chain(blocks, at=slices.at)
+
+    def program(self) -> Program:
+        return (Up(self.match),) if self.twin == "linear" else (Down(self.feedback), Up(self.match))
+
+    def inference(self) -> Program:
+        return self.program()
+
+    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+        return (torch.eye(task.num_classes, device=batch.x.device),)
+
+    def feedback(self, cell: Cell, above: Tensor) -> Emit:
+        """above: the state of the twin block after, for every class; at the last block the classes themselves."""
+        state = cell.block.extras["twin"](above)
+        return Emit(send=(state,), keep={"state": state})
+
+    def match(self, cell: Cell, h: Tensor) -> Emit:
+        """h: what is passed on of the latents before."""
+        law, block, (latents, twin, lift) = self.law(), cell.block, parts(cell.block)
+        state = twin(*self.sink(cell.batch, {}, cell.task)) if self.twin == "linear" else cell.kept["state"]
+        weights = twin.embeddings(state) if lift else twin.messages(state)
+        a = latents(block.net(h))
+        mean = law.mean(a)
+        if not cell.training:
+            passed = latents.passed_on(mean)
+            if "classifier" in block.extras:
+                return Emit(send=(passed,), logits=block.extras["classifier"](passed))
+            answer = logits(latents, mean, weights, lift)
+            return Emit(send=(passed,), logits=answer)
+        messages = twin.messages(state) if lift else weights
+        own = of_label(messages, cell.y)
+        if self.centre == "prediction":
+            own = law.less(own, logits(latents, mean, weights, lift).softmax(-1).to(messages) @ messages)
+        rho = law.product(a, own, self.mixed(cell))
+        fixed = rho.detach()
+        far = law.kl(rho if self.detach == "none" else fixed, a)
+        miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
+        passed = latents.passed_on(law.mean(fixed) if self.bootstrap else mean)
+        loss = (self.kl_weight * far + miss).mean()
+        if "classifier" in block.extras:
+            answer = block.extras["classifier"](latents.passed_on(mean))
+            loss = loss + cell.task.loss(answer, cell.y, self.label_smoothing)
+        return Emit(send=(passed,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+
+    def mixed(self, cell: Cell) -> float:
+        """m at this step."""
+        schedule, done = mixing(self.m), cell.batch.progress
+        if schedule.constant and not self.m_warmup:
+            return schedule(0.0)
+        if done is None:
+            raise ValueError(
+                "m changes over training; tell the engine its total_steps, or give a constant m and no m_warmup."
+            )
+        return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
+
+    def miss(self, cell: Cell, rho: Tensor, weights: Tensor) -> Tensor:
+        """-E_rho[log p_k(y | z)] of every sample, (B,), as `likelihood` has it."""
+        law, (latents, _, lift), t = self.law(), parts(cell.block), cell.target(self.label_smoothing)
+        if self.likelihood == "closed":
+            return (t * cross_entropy_bound(law, rho, weights, check=False)).sum(-1)
+        seen = law.mean(rho)
+        if self.likelihood == "sample":
+            seen = law.statistic(law.sample(rho, cell.generator()))
+        return -(t * at_least_float32(logits(latents, seen, weights, lift)).log_softmax(-1)).sum(-1)
+
+    def export(self, chain: Chain) -> nn.Module:
+        """x -> logits from the mean of alpha_K, the twin's last weights baked in; or the model's own classifier."""
+        stages: list[nn.Module] = []
+        for block in chain.blocks:
+            latents, twin, lift = parts(block)
+            stages.append(block.net)
+            if not block.is_last or self.predict == "classifier":
+                stages.append(Passed(latents))
+        last = chain.blocks[-1]
+        if self.predict == "classifier":
+            return nn.Sequential(*stages, last.extras["classifier"])
+        latents, twin, lift = parts(last)
+        with torch.no_grad():
+            device = next(last.parameters()).device
+            state = twin(torch.eye(twin.classes, device=device))
+            weights = twin.embeddings(state) if lift else twin.messages(state)
+        return nn.Sequential(*stages, ReadOut(latents, weights, lift))
+
+
+def parts(block: Block) -> tuple[Latents, Twin, Head | None]:
+    latents, twin = block.extras["latents"], block.extras["twin"]
+    lift = block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # a ModuleDict has no get
+    assert isinstance(latents, Latents) and isinstance(twin, Twin) and (lift is None or isinstance(lift, Head))
+    return latents, twin, lift
+
+
+def of_label(messages: Tensor, y: Tensor) -> Tensor:
+    """The message of every sample's label, (B, N); of soft labels the mean one."""
+    return messages[y] if y.dim() == 1 else y @ messages
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"got {name}={value!r}, expected one of {', '.join(known)}.")
