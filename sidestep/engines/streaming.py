@@ -308,7 +308,7 @@ def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
     # The compiler gives up on a code object after a few versions of it, eight by default.  Each module has its own.
     code = compiled.__code__.replace()
     own = FunctionType(code, compiled.__globals__, compiled.__name__, closure=compiled.__closure__)
-    module._compiled_call_impl = torch.compile(own, backend=backend)  # pyright: ignore[reportPrivateUsage]
+    module._compiled_call_impl = torch.compile(own, backend=backend)  # pyright: ignore[reportPrivateUsage]  # as above
 
 
 def compilable(chain: Chain) -> list[nn.Module]:

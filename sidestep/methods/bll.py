@@ -43,7 +43,7 @@ from sidestep.families import FAMILIES, family_class
 from sidestep.families.categorical import Categorical
 from sidestep.families.family import Family, at_least_float32, cross_entropy_bound
 from sidestep.nn.heads import Head, HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, lift, logits, opened
+from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, logits, opened
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.twins import Twin, TwinKind, twins
 
@@ -125,7 +125,7 @@ class BLL(Method):
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
             if lifted:
-                extras["lift"] = lift(slices.shapes[k], self.head, self.head_width, self.head_depth)
+                extras["lift"] = lifting(slices.shapes[k], self.head, self.head_width, self.head_depth)
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout
             blocks.append(Block(k, count, net, **extras))
@@ -147,7 +147,9 @@ class BLL(Method):
 
     def match(self, cell: Cell, h: Tensor) -> Emit:
         """h: what is passed on of the latents before."""
-        law, block, (latents, twin, lift) = self.law(), cell.block, parts(cell.block)
+        block, (latents, twin, lift) = cell.block, parts(cell.block)
+        law = latents.family
+        m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         state = twin(*self.sink(cell.batch, {}, cell.task)) if self.twin == "linear" else cell.kept["state"]
         weights = twin.embeddings(state) if lift else twin.messages(state)
         a = latents(block.net(h))
@@ -156,13 +158,12 @@ class BLL(Method):
             passed = latents.passed_on(mean)
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            answer = logits(latents, mean, weights, lift)
-            return Emit(send=(passed,), logits=answer)
+            return Emit(send=(passed,), logits=logits(latents, mean, weights, lift))
         messages = twin.messages(state) if lift else weights
         own = of_label(messages, cell.y)
         if self.centre == "prediction":
             own = law.less(own, logits(latents, mean, weights, lift).softmax(-1).to(messages) @ messages)
-        rho = law.product(a, own, self.mixed(cell))
+        rho = law.product(a, own, m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a)
         miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
@@ -186,7 +187,8 @@ class BLL(Method):
 
     def miss(self, cell: Cell, rho: Tensor, weights: Tensor) -> Tensor:
         """-E_rho[log p_k(y | z)] of every sample, (B,), as `likelihood` has it."""
-        law, (latents, _, lift), t = self.law(), parts(cell.block), cell.target(self.label_smoothing)
+        (latents, _, lift), t = parts(cell.block), cell.target(self.label_smoothing)
+        law = latents.family
         if self.likelihood == "closed":
             return (t * cross_entropy_bound(law, rho, weights, check=False)).sum(-1)
         seen = law.mean(rho)

@@ -110,7 +110,7 @@ def logits(latents: Latents, statistic: Tensor, weights: Tensor, lift: nn.Module
     return (statistic if lift is None else lift(latents.passed_on(statistic))) @ weights.mT
 
 
-def lift(shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head:
+def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head:
     """A learned map of what is passed on, to (B, width): a local head but for its last linear layer.
 
     Raises ValueError for kind=linear, which has no other layer.

@@ -33,7 +33,7 @@ class Twin(nn.Module):
         super().__init__()
         self.step, self.say, self.embed = step, say, embed
         self.classes = classes
-        self.family, self.shape, self.positions = latents.family, latents.shape, latents.positions
+        self.family, self.positions = latents.family, latents.positions
 
     def forward(self, state: Tensor) -> Tensor:
         """The state of the block after, for every class, as this block's."""

@@ -134,6 +134,7 @@ def end_labels(axes: Axes, lines: Sequence[tuple[float, str, str]]) -> None:
     """Text beside the right ends of lines, moved up or down no more than it takes to keep it apart."""
     right = axes.get_xlim()[1]
     points = axes.transAxes.inverted().transform(axes.transData.transform([(right, value) for value, _, _ in lines]))
+    # Typed as a figure or a part of one, which has no height of its own; `panel` makes figures.
     height = axes.get_position().height * axes.figure.get_figheight() * 72  # pyright: ignore[reportAttributeAccessIssue]
     order = sorted(range(len(lines)), key=lambda i: points[i, 1])
     placed = apart([float(points[i, 1]) for i in order], 1.15 * SIZE / height)

@@ -450,7 +450,9 @@ def test_a_changing_m_asks_for_the_length_of_the_run_in_training_only(fields: di
     engine = engine_for(BLL(**fields))
     with pytest.raises(ValueError, match="m changes over training; tell the engine its total_steps, or give a const"):
         engine.step(some_batch())
-    assert engine.predict(some_batch()[0])[-1] is not None
+    answer, of_constant = (e.predict(some_batch()[0])[-1] for e in (engine, engine_for(BLL())))
+    assert answer is not None and of_constant is not None
+    assert torch.equal(answer, of_constant)  # nothing is mixed in at inference
     engine_for(BLL(m="linear:1:1")).step(some_batch())
 
 
@@ -536,8 +538,10 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     raw: list[Tensor] = []
     got: list[Tensor] = []
     said: list[Tensor] = []
+    # torch types a hook's arguments as Any
     latents.register_forward_hook(lambda _, __, out: raw.append(out.detach()))  # pyright: ignore[reportUnknownLambdaType]
     second.net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].clone()))
+    # torch types a hook's arguments as Any
     twin.register_forward_hook(lambda _, __, out: said.append(twin.messages(out).detach()))  # pyright: ignore[reportUnknownLambdaType]
     x, y = some_batch()
     law = method.law()
@@ -570,6 +574,7 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     raw: list[Tensor] = []
+    # torch types a hook's arguments as Any
     latents.register_forward_hook(lambda _, __, out: raw.append(out.detach()))  # pyright: ignore[reportUnknownLambdaType]
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]

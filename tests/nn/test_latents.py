@@ -15,7 +15,7 @@ from sidestep.families.family import FLOOR, Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lift, logits, opened
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lifting, logits, opened
 
 # ---- what closes a block
 
@@ -194,16 +194,16 @@ def test_a_lifted_read_out_compares_a_map_of_what_is_passed_on() -> None:
 )
 def test_a_lift_is_a_local_head_without_its_last_layer(shape: tuple[int, ...], kind: str, meant: str) -> None:
     torch.manual_seed(0)
-    lifting = lift(torch.Size(shape), kind, 7, 2).eval()  # pyright: ignore[reportArgumentType]
+    lift = lifting(torch.Size(shape), kind, 7, 2).eval()  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     head = Head(torch.Size(shape), 1, meant, width=7, depth=2).eval()  # pyright: ignore[reportArgumentType]
     last = copy.deepcopy(head.out[-1])
     h = torch.randn(6, *shape)
-    lifted = lifting(h)
+    lifted = lift(h)
     assert lifted.shape == (6, 7)
     assert torch.equal(last(lifted), head(h))
 
 
 def test_a_lift_without_a_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="got head='linear' for a lifted read-out, expected conv or mlp; use read_out"):
-        lift(torch.Size([4]), "linear", 7, 1)
+        lifting(torch.Size([4]), "linear", 7, 1)
