@@ -12,7 +12,8 @@ from sidestep.named import named
 if TYPE_CHECKING:
     from sidestep.models.chained import Chained
 
-# A factory is `f(input_shape, num_classes, **its own options)`; the first line of its docstring names its source.
+# A factory is `f(input_shape, num_classes, **its own options)`; the first line of its docstring names its source.  It
+# takes images, or tokens where it stands in SEQUENCE.
 MODELS: dict[str, str] = {
     "mlp": "mlp:mlp",
     "resmlp": "mlp:resmlp",
@@ -25,7 +26,10 @@ MODELS: dict[str, str] = {
     "resnet34": "resnet:resnet34",
     "resnet50": "resnet:resnet50",
     "vit_tiny": "vit:vit_tiny",
+    "gpt": "gpt:gpt",
+    "encoder": "gpt:encoder",
 }
+SEQUENCE = ("gpt", "encoder")
 
 
 def factory(name: str) -> Callable[..., Chained]:
@@ -39,9 +43,10 @@ def options(name: str) -> dict[str, Any]:
     return {option.name: option.default for option in own}
 
 
-def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **given: Any) -> Chained:
+def build(name: str, input_shape: tuple[int, ...], num_classes: int, **given: Any) -> Chained:
     """A new model for images of `input_shape` (channels, height, width) that returns logits (B, num_classes).
 
+    Those of SEQUENCE are for (T,) tokens, which are the classes, and return logits (B, T, num_classes).
     Its parameters are drawn from torch's global generator.  A word, type or value that the model does not
     know is a `UsageError`.
     """
@@ -52,8 +57,10 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **give
         expected = type(own[key])
         if not (type(value) is expected or (expected is float and type(value) is int)):
             raise UsageError(f"{name}.{key}={value!r}; expected a value of type {expected.__name__}.")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise UsageError(f"input shape {tuple(input_shape)}; expected (channels, height, width), each at least 1.")
+    length, words = (1, "(tokens,)") if name in SEQUENCE else (3, "(channels, height, width)")
+    if len(input_shape) != length or min(input_shape) < 1:
+        advice = "" if name in SEQUENCE else f"; tokens are for {' and '.join(SEQUENCE)}"
+        raise UsageError(f"input shape {tuple(input_shape)}; expected {words} for {name}, each at least 1{advice}.")
     if num_classes < 1:
         raise UsageError(f"num_classes={num_classes}; expected at least 1.")
     return factory(name)(tuple(input_shape), num_classes, **given)

@@ -14,17 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sidestep.core.cut import cut
 from sidestep.errors import UsageError
-from sidestep.models import MODELS, build, factory, options
+from sidestep.models import MODELS, SEQUENCE, build, factory, options
 from sidestep.models.chained import Chained
 from sidestep.models.mlp import ResidualMLP
 from sidestep.models.resnet import PadShortcut, Residual
-from sidestep.models.vit import Attention, DropPath, Embed, Encoder, patch_for
+from sidestep.models.transformer import Attention, DropPath, Layer
+from sidestep.models.vit import Embed, patch_for
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 64, 64)]
 SMALL: dict[str, dict[str, Any]] = {
     "vgg11_bn": {"width": 8}, "resnet18": {"width": 8}, "resnet34": {"width": 8}, "resnet50": {"width": 8},
     "vit_tiny": {"depth": 4, "width": 24},
 }  # fmt: skip
+IMAGE = [name for name in MODELS if name not in SEQUENCE]
 
 
 def small(name: str, shape: tuple[int, int, int]) -> Chained:
@@ -44,7 +46,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE)
 def test_the_chain_is_the_forward_and_every_parameter_gets_a_finite_gradient(
     name: str, shape: tuple[int, int, int]
 ) -> None:
@@ -60,7 +62,7 @@ def test_the_chain_is_the_forward_and_every_parameter_gets_a_finite_gradient(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE)
 def test_channels_last_gives_the_same_logits(name: str) -> None:
     model, x = small(name, (3, 32, 32)).eval(), images(3, 32, 32)
     y = model(x)
@@ -69,7 +71,7 @@ def test_channels_last_gives_the_same_logits(name: str) -> None:
     torch.testing.assert_close(y_last, y, rtol=1e-4, atol=1e-5)  # other kernels add in another order
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE)
 def test_every_default_depth_can_be_cut_into_four_blocks(name: str) -> None:
     model, x = build(name, (1, 8, 8), 10).eval(), images(1, 8, 8)
     slices = cut(model, 4, sample=x[:1])
@@ -173,6 +175,51 @@ def test_mlp_starts_with_he_weights_and_no_bias() -> None:
         assert torch.equal(linear.bias, torch.zeros(512))
 
 
+def tokens(n: int = 3, length: int = 6) -> Tensor:
+    return torch.randint(7, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", SEQUENCE)
+def test_a_sequence_model_is_its_chain_has_gradients_everywhere_and_can_be_cut_into_four(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = build(name, (6,), 7, width=16), tokens()
+    y = model(x)
+    slices = cut(model, 4, sample=x[:1])
+    h = x
+    for net in slices.nets:
+        h = net(h)
+    assert y.shape == (3, 6, 7) and torch.equal(h, y)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert torch.equal(model(x[:, :4]), model(x)[:, :4]) == (name == "gpt")  # a shorter text is read by the same model
+
+
+def test_only_the_encoder_lets_a_token_see_later_ones() -> None:
+    for name in SEQUENCE:
+        torch.manual_seed(0)
+        model, x = build(name, (6,), 7, width=16, depth=2), tokens()
+        other = x.clone()
+        other[:, 4] = (other[:, 4] + 1) % 7
+        same = (model(x) == model(other)).all(-1)
+        assert same[:, :4].all() == (name == "gpt") and not same[:, 4:].any()
+
+
+def test_gpt_has_gpt_2s_parameters_and_an_untied_classifier() -> None:
+    with torch.device("meta"):
+        made = count(build("gpt", (1024,), 50257, depth=12, width=768, heads=12))
+    assert made == 124_439_808 + 50257 * (768 + 1)
+
+
+def test_gpts_residual_stream_starts_with_layers_that_add_little() -> None:
+    torch.manual_seed(0)
+    model = build("gpt", (6,), 7, depth=8, width=256)
+    layers = [part for part in model.modules() if isinstance(part, Layer)]
+    # The spread of n = 65,536 weights is known to 1 / sqrt(2 n) < 0.3 %.
+    for last in (layers[3].attention.project, layers[3].mlp[3]):
+        assert isinstance(last, nn.Linear) and last.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert layers[3].attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
 def test_a_residual_mlp_block_is_its_equation() -> None:
     torch.manual_seed(0)
     block, x = ResidualMLP(6, expansion=2), torch.randn(3, 6)
@@ -251,7 +298,7 @@ def test_drop_path_drops_whole_samples_in_training_only_and_rises_with_depth() -
     assert 0 < kept.sum() < 64 and torch.equal(y, torch.where(kept[:, None, None], 4 * x, 0))
     assert torch.equal(drop.eval()(x), x)
     model = build("vit_tiny", (1, 8, 8), 7, depth=3, width=24, drop_path=0.2)
-    assert [part.drop_path.rate for part in model.modules() if isinstance(part, Encoder)] == [0.0, 0.1, 0.2]
+    assert [part.drop_path.rate for part in model.modules() if isinstance(part, Layer)] == [0.0, 0.1, 0.2]
 
 
 def test_the_vit_classifier_normalises_then_averages_the_tokens() -> None:
@@ -292,10 +339,19 @@ def test_listing_the_models_does_not_load_torch() -> None:
         ("vit_tiny", (1, 8, 8), 10, {"dropout": 1}, r"dropout=1; expected a number in \[0, 1\)"),
         ("mlp", (1, 8, 0), 10, {}, r"input shape \(1, 8, 0\); expected \(channels, height, width\)"),
         ("mlp", (1, 8, 8), 0, {}, "num_classes=0; expected at least 1"),
+        (
+            "mlp",
+            (20,),
+            10,
+            {},
+            r"input shape \(20,\); expected .* for mlp, .*; tokens are for gpt and encoder",
+        ),
+        ("gpt", (1, 8, 8), 10, {}, r"input shape \(1, 8, 8\); expected \(tokens,\) for gpt, each at least 1"),
+        ("gpt", (8,), 10, {"heads": 3}, "width=128 does not divide into heads=3"),
     ],
 )
 def test_what_a_model_does_not_know_is_refused(
-    name: str, shape: tuple[int, int, int], classes: int, given: dict[str, Any], message: str
+    name: str, shape: tuple[int, ...], classes: int, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         build(name, shape, classes, **given)
