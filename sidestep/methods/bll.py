@@ -19,7 +19,8 @@ E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from 
 likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
 The prediction is made from alpha_K: by the twin's messages, or by the model's own classifier, trained beside F_K.
 
-B batch, C classes, K blocks, N natural parameters of a block's latents.
+B batch, C classes, K blocks, N natural parameters of a block's latents; `...` is B, or B, T where every token has a
+label, and latents, of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +118,13 @@ class BLL(Method):
         law, lifted, count = self.law(), self.read_out == "lifted", len(slices.bodies)
         ends = [opened(body) for body in slices.bodies]
         latents = [
-            Latents(law, shape, mapped=closing is None, through=closing if law.linear else None)
+            Latents(
+                law,
+                shape,
+                mapped=closing is None,
+                through=closing if law.linear else None,
+                per_token=task.per_token,
+            )
             for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
         ]
         back = twins(self.twin, latents, task.num_classes, self.twin_width, self.head_width if lifted else 0)
@@ -125,7 +132,9 @@ class BLL(Method):
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
             if lifted:
-                extras["lift"] = lifting(slices.shapes[k], self.head, self.head_width, self.head_depth)
+                extras["lift"] = lifting(
+                    slices.shapes[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
+                )
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout
             blocks.append(Block(k, count, net, **extras))
@@ -186,7 +195,7 @@ class BLL(Method):
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 
     def miss(self, cell: Cell, rho: Tensor, weights: Tensor) -> Tensor:
-        """-E_rho[log p_k(y | z)] of every sample, (B,), as `likelihood` has it."""
+        """-E_rho[log p_k(y | z)] of every label, (...), as `likelihood` has it."""
         (latents, _, lift), t = parts(cell.block), cell.target(self.label_smoothing)
         law = latents.family
         if self.likelihood == "closed":
@@ -223,8 +232,8 @@ def parts(block: Block) -> tuple[Latents, Twin, Head | None]:
 
 
 def of_label(messages: Tensor, y: Tensor) -> Tensor:
-    """The message of every sample's label, (B, N); of soft labels the mean one."""
-    return messages[y] if y.dim() == 1 else y @ messages
+    """The message of every label, (..., N); of soft labels the mean one."""
+    return y @ messages if y.is_floating_point() else messages[y]
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -62,6 +62,8 @@ class BLLReleased(Method):
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        if task.per_token:
+            raise ValueError("bll_released compares whole inputs, got a label for every token; use bll.")
         slices = plan(model, task.sample)
         count = len(slices.bodies)
         blocks = [

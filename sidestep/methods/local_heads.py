@@ -1,6 +1,6 @@
 """What methods with a head at every cut have in common: the heads, their smoothing, and how they are read.
 
-B batch, C classes.
+B batch, C classes; `...` is B, or B, T where every token has a label of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ class LocalHeads(Method, ABC):
         smoothings(self.label_smoothing, count)
         with_head = count if self.last == "head" else count - 1
         heads = [
-            Head(shape, task.num_classes, self.head, width=self.head_width, depth=self.head_depth)
+            Head(
+                shape,
+                task.num_classes,
+                self.head,
+                width=self.head_width,
+                depth=self.head_depth,
+                per_token=task.per_token,
+            )
             for shape in slices.shapes[:with_head]
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
@@ -69,5 +76,5 @@ class LocalHeads(Method, ABC):
 
 
 def read_out(block: Block, out: Tensor) -> Tensor:
-    """Logits (B, C) from a block's output, which is the logits where the model's classifier is in the block."""
+    """Logits (..., C) from a block's output, which is the logits where the model's classifier is in the block."""
     return block.extras["head"](out) if "head" in block.extras else out

@@ -15,7 +15,8 @@ belief:  what f_k makes of p_{k-1}: one of its inputs (features, as published), 
          r_k = prod_{j <= k} (1 - alpha_j) (and KL(p_k || t_k), t_k the geometric mean, in the paper's direction).
 
 The published algorithm caches beliefs in a first, graph-free sweep; since no parameter moves between its two sweeps,
-one sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features.
+one sweep with the same stop-gradient computes the same numbers.   B batch, C classes, D features;
+`...` is B, or B, T where every token has a label of its own.
 """
 
 from __future__ import annotations
@@ -92,12 +93,24 @@ class SID(Method):
         if self.form == "shared":
             whole = replace(plan, blocks=1, at=())(model, task.sample)
             width = pooled_width(whole.shapes[-1])
-            modules = [BeliefModule(width, task.num_classes, self.hidden, belief=seen) for _ in range(plan.blocks)]
+            modules = [
+                BeliefModule(width, task.num_classes, self.hidden, belief=seen, per_token=task.per_token)
+                for _ in range(plan.blocks)
+            ]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
-            return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], Pool()))
+            pool = nn.Identity() if task.per_token else Pool()
+            return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], pool))
         slices = plan(model, task.sample)
         heads = [
-            Head(shape, task.num_classes, self.head, belief=seen, width=self.head_width, depth=self.head_depth)
+            Head(
+                shape,
+                task.num_classes,
+                self.head,
+                belief=seen,
+                width=self.head_width,
+                depth=self.head_depth,
+                per_token=task.per_token,
+            )
             for shape in slices.shapes
         ]
         blocks = [
@@ -121,15 +134,15 @@ class SID(Method):
         features = (batch.x,) if self.form == "trunk" else ()
         if self.belief == "none":
             return features
-        return (*features, uniform(len(batch.x), task.num_classes, batch.x.device))
+        return (*features, uniform(task.label_shape(batch.x), task.num_classes, batch.x.device))
 
     def refine(self, cell: Cell, h: Tensor, log_prev: Tensor | None = None) -> Emit:
-        """h: the features of the block before; log_prev: (B, C) its belief."""
+        """h: the features of the block before; log_prev: (..., C) its belief."""
         h = cell.block.net(h)
         return self.judge(cell, read_out(cell.block.extras["head"], h, log_prev, self.belief), log_prev, h)
 
     def refine_shared(self, cell: Cell, log_prev: Tensor | None = None) -> Emit:
-        """log_prev: (B, C) the belief of the module before."""
+        """log_prev: (..., C) the belief of the module before."""
         return self.judge(cell, read_out(cell.block.net, cell.shared["z"], log_prev, self.belief), log_prev)
 
     def judge(self, cell: Cell, logits: Tensor, log_prev: Tensor | None, *features: Tensor) -> Emit:

@@ -1,6 +1,7 @@
 """SID's objective on beliefs over classes, its theory, and the network that inference runs.
 
-B batch, C classes, K blocks.  Beliefs travel as log-probabilities: one that underflows to 0 would make KLs infinite.
+B batch, C classes, K blocks; `...` is B, or B, T where every token has a belief of its own.
+Beliefs travel as log-probabilities: one that underflows to 0 would make KLs infinite.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Use = Literal["features", "residual", "none"]
 """What a block makes of the belief before it: an input beside its features, a log-belief to add to, or nothing."""
 
 
-def uniform(batch: int, classes: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The log-belief p_0 that knows nothing, (B, C)."""
-    return torch.full((batch, classes), -math.log(classes), device=device, dtype=dtype)
+def uniform(shape: Sequence[int], classes: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The log-belief p_0 that knows nothing, (..., C).  shape: that of the labels."""
+    return torch.full((*shape, classes), -math.log(classes), device=device, dtype=dtype)
 
 
 def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, direction: Direction) -> Tensor:
-    """L_i of every sample, (B,), in nats.
+    """L_i of every sample, (...), in nats.
 
     code:   alpha KL(t || p_i) + (1 - alpha) KL(p_{i-1} || p_i), the released code; t may be one-hot.
     paper:  alpha KL(p_i || t) + (1 - alpha) KL(p_i || p_{i-1}), arXiv:2510.03273; t must have full support.
@@ -44,12 +45,12 @@ def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, di
 
 
 def distance(t: Tensor, log_p: Tensor, direction: Direction) -> Tensor:
-    """D = KL(t || p) for the code's direction, KL(p || t) for the paper's, (B,)."""
+    """D = KL(t || p) for the code's direction, KL(p || t) for the paper's, (...)."""
     return kl(t.log(), log_p) if direction == "code" else kl(log_p, t.log())
 
 
 def movement(log_prev: Tensor, log_p: Tensor, direction: Direction) -> Tensor:
-    """C = KL(p_{i-1} || p_i) for the code's direction, KL(p_i || p_{i-1}) for the paper's, (B,)."""
+    """C = KL(p_{i-1} || p_i) for the code's direction, KL(p_i || p_{i-1}) for the paper's, (...)."""
     return kl(log_prev, log_p) if direction == "code" else kl(log_p, log_prev)
 
 
@@ -60,7 +61,7 @@ def descent(t: Tensor, log_p: Sequence[Tensor], alpha: Sequence[float], directio
     slack `e` = L_i(p_i) - L_i(p_{i-1}) (K, B), and `identity` (1, B), the difference of the two sides of
     D_K = D_0 - sum_i (1-alpha_i)/alpha_i C_i + sum_i e_i/alpha_i, which is 0 for any beliefs whatever.
     """
-    beliefs = [uniform(t.shape[0], t.shape[1], t.device, t.dtype), *log_p]
+    beliefs = [uniform(t.shape[:1], t.shape[1], t.device, t.dtype), *log_p]
     steps = list(pairwise(beliefs))
     far = torch.stack([distance(t, p, direction) for p in beliefs])
     moved = torch.stack([movement(before, here, direction) for before, here in steps])
@@ -81,7 +82,7 @@ def population(p_y: Tensor, alpha: Sequence[float], smoothing: float, direction:
 
 
 def perfect(p_y: Tensor, r: float, smoothing: float, direction: Direction) -> Tensor:
-    """The belief with r_i = r, (B, C), of blocks that minimise their objectives, where P(y|x) is `p_y` (B, C): T5.
+    """The belief with r_i = r, (..., C), of blocks that minimise their objectives, if P(y|x) is `p_y` (..., C): T5.
 
     code:   (1 - r_i) [(1-s) P + s/C] + r_i / C.
     paper:  proportional to exp((1 - r_i) Lambda P), Lambda = log(1 + C (1-s) / s); not calibrated.
@@ -93,7 +94,7 @@ def perfect(p_y: Tensor, r: float, smoothing: float, direction: Direction) -> Te
 
 
 def read_out(head: nn.Module, h: Tensor, log_prev: Tensor | None, use: Use) -> Tensor:
-    """A block's logits (B, C) from its features h and the log-belief (B, C) before it, None where nothing is passed."""
+    """A block's logits (..., C) of its features h and the log-belief (..., C) before it, None where none is passed."""
     if log_prev is None:
         return head(h)
     return head(h, log_prev.exp()) if use == "features" else head(h).float() + log_prev
@@ -102,22 +103,24 @@ def read_out(head: nn.Module, h: Tensor, log_prev: Tensor | None, use: Use) -> T
 class BeliefModule(nn.Module):
     """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C).
 
-    belief: the width of the belief it sees, C as published, or 0 for none.
+    belief: the width of the belief it sees, C as published, or 0 for none.  per_token: z and beliefs are per token.
     """
 
-    def __init__(self, features: int, classes: int, hidden: int = 256, *, belief: int | None = None) -> None:
+    def __init__(
+        self, features: int, classes: int, hidden: int = 256, *, belief: int | None = None, per_token: bool = False
+    ) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.per_token = classes, per_token
         inputs = features + (classes if belief is None else belief)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, z: Tensor, *belief: Tensor) -> Tensor:
-        """z: (B, D) the extractor's features; belief: (B, C) of the module before.  Returns logits (B, C)."""
+        """z: (..., D) the extractor's features; belief: (..., C) of the module before.  Returns logits (..., C)."""
         return self.layers(torch.cat([*belief, z], -1))
 
 
 class Cascade(nn.Module):
-    """What inference runs: every block's net and head, the belief of each passed to the next.  x -> logits (B, C).
+    """What inference runs: every block's net and head, the belief of each passed to the next.  x -> logits (..., C).
 
     stages: (net, head) of each block, the head a BeliefModule or a Head.  A net continues from the features of the one
     before, the first from the extractor.
@@ -133,14 +136,14 @@ class Cascade(nn.Module):
         self.use: Use = use
         head = stages[0][1]
         assert isinstance(head, BeliefModule | Head)
-        self.classes = head.classes
+        self.classes, self.per_token = head.classes, head.per_token
         self.extractor = extractor if extractor is not None else nn.Identity()
         self.nets = nn.ModuleList([net for net, _ in stages])
         self.heads = nn.ModuleList([head for _, head in stages])
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.extractor(x)
-        log_p = uniform(len(x), self.classes, x.device)
+        log_p = uniform(x.shape[: 2 if self.per_token else 1], self.classes, x.device)
         logits = log_p
         for net, head in zip(self.nets, self.heads, strict=True):
             h = net(h)

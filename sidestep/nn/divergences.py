@@ -10,6 +10,6 @@ from torch import Tensor
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_c p_c (log p_c - log q_c), (B,).  log_p, log_q: (B, C); where p_c = 0 the term is 0."""
+    """KL(p || q) = sum_c p_c (log p_c - log q_c), (...).  log_p, log_q: (..., C); where p_c = 0 the term is 0."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)

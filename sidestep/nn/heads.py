@@ -1,6 +1,6 @@
 """Read-outs of a block's features.
 
-B batch, C classes, D features, (D, H, W) feature maps, (T, D) tokens.
+B batch, C classes, D features, (D, H, W) feature maps, (T, D) tokens; `...` is B, or B, T in a head per token.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Head(nn.Module):
 
     linear: pool, then a linear map.  conv: at most 8 x 8 positions, `depth` 3 x 3 convolutions with BatchNorm and ReLU,
     then as linear.  mlp: `depth` hidden layers after the pool.  auto: conv for feature maps, linear for the rest.
+    per_token: nothing is pooled, every token has logits of its own.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Head(nn.Module):
         belief: int = 0,
         width: int = 128,
         depth: int = 1,
+        per_token: bool = False,
     ) -> None:
         super().__init__()
         if kind not in get_args(HeadKind):
@@ -54,9 +56,9 @@ class Head(nn.Module):
             )
         if depth < 1:
             raise ValueError(f"got head_depth={depth}, expected at least 1; head=linear has no hidden layer.")
-        self.classes = outputs
+        self.classes, self.per_token = outputs, per_token
         features = pooled_width(shape)
-        self.trunk: nn.Module = Pool()
+        self.trunk: nn.Module = nn.Identity() if per_token else Pool()
         if kind == "conv" or (kind == "auto" and spatial):
             small = min(shape[1], 8), min(shape[2], 8)
             shrink = nn.AdaptiveAvgPool2d(small) if small != tuple(shape[1:]) else nn.Identity()
@@ -74,7 +76,7 @@ class Head(nn.Module):
         self.out = nn.Sequential(*hidden, nn.Linear(features, outputs))
 
     def forward(self, h: Tensor, *belief: Tensor) -> Tensor:
-        """h: the block's features; belief: (B, C) beside the pooled features.  Returns logits (B, outputs)."""
+        """h: the block's features; belief: (..., C) beside the pooled features.  Returns logits (..., outputs)."""
         features = self.trunk(h)
         # Joining one tensor would still copy it.
         return self.out(torch.cat([features, *belief], -1) if belief else features)

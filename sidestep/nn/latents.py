@@ -1,7 +1,8 @@
 """A block's features as the law of latents: natural parameters out of a block, what the next one gets to know.
 
 B batch, D units of a position, S positions, P natural parameters of a unit.  Flat natural parameters are (B, P D S):
-the first of every unit, then the second of every unit; a feature map has channels times positions of them.
+the first of every unit, then the second of every unit; a feature map has channels times positions of them.  Where every
+token has a label of its own, so has it a law of its own: then they are (B, T, P D).  `...` is B, or B, T.
 """
 
 from __future__ import annotations
@@ -45,14 +46,23 @@ class Latents(nn.Module):
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
     (1 x 1 on feature maps), as for one that ends in a sum; where a family has more parameters than the block has
     features there is one in any case.  through: the activation that what is passed on goes through, None for none.
+    per_token: a law for every token of (T, D).
     """
 
-    def __init__(self, family: Family, shape: torch.Size, *, mapped: bool, through: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        shape: torch.Size,
+        *,
+        mapped: bool,
+        through: nn.Module | None = None,
+        per_token: bool = False,
+    ) -> None:
         super().__init__()
-        self.family, self.shape = family, shape
+        self.family, self.shape, self.per_token = family, shape, per_token
         self.tokens = len(shape) == 2
         self.channels = shape[-1] if self.tokens else shape[0]
-        self.positions = shape.numel() // self.channels
+        self.positions = 1 if per_token else shape.numel() // self.channels
         self.width = family.width(family.units(self.channels))  # natural parameters of a position
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
@@ -63,12 +73,15 @@ class Latents(nn.Module):
         self.through.inplace = False  # pyright: ignore[reportArgumentType]
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output, (B, *shape), as natural parameters, (B, P D S)."""
-        return self.family.to_natural(flat(self.map(h)))
+        """The block's output, (B, *shape), as natural parameters, (B, P D S) or (B, T, P D)."""
+        raw = self.map(h)
+        return self.family.to_natural(raw if self.per_token else flat(raw))
 
     def passed_on(self, statistic: Tensor) -> Tensor:
-        """T(z) or its mean, (B, P D S), as the next block's input, (B, *shape)."""
+        """T(z) or its mean, (B, P D S) or (B, T, P D), as the next block's input, (B, *shape)."""
         told = self.family.passed_on(statistic)
+        if self.per_token:
+            return self.through(told)
         shaped = told.unflatten(1, (self.channels, self.positions)).mT if self.tokens else told.unflatten(1, self.shape)
         return self.through(shaped)
 
@@ -90,7 +103,7 @@ class ReadOut(nn.Module):
         self.weights = nn.Buffer(weights.detach().clone())
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output (B, *shape) to logits (B, C)."""
+        """The block's output (B, *shape) to logits (..., C)."""
         return logits(self.latents, self.latents.family.mean(self.latents(h)), self.weights, self.lift)
 
 
@@ -106,18 +119,18 @@ class Passed(nn.Module):
 
 
 def logits(latents: Latents, statistic: Tensor, weights: Tensor, lift: nn.Module | None) -> Tensor:
-    """log p(y | z) up to a constant, (B, C), of T(z) or its mean, (B, P D S)."""
+    """log p(y | z) up to a constant, (..., C), of T(z) or its mean, (B, P D S) or (B, T, P D)."""
     return (statistic if lift is None else lift(latents.passed_on(statistic))) @ weights.mT
 
 
-def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head:
-    """A learned map of what is passed on, to (B, width): a local head but for its last linear layer.
+def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int, *, per_token: bool = False) -> Head:
+    """A learned map of what is passed on, to (..., width): a local head but for its last linear layer.
 
     Raises ValueError for kind=linear, which has no other layer.
     """
     if kind == "linear":
         raise ValueError("got head='linear' for a lifted read-out, expected conv or mlp; use read_out='linear'.")
     vector = len(shape) != 3 or shape[1] * shape[2] == 1
-    head = Head(shape, 1, "mlp" if kind == "auto" and vector else kind, width=width, depth=depth)
+    head = Head(shape, 1, "mlp" if kind == "auto" and vector else kind, width=width, depth=depth, per_token=per_token)
     head.out = nn.Sequential(*list(head.out)[:-1])
     return head

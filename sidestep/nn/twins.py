@@ -21,7 +21,8 @@ from .latents import Latents, flat
 
 TwinKind = Literal["linear", "mlp", "mirror"]
 """linear: one map per block, straight from the one-hot class, no chain (as released).  mlp: states (C, W), a hidden
-layer a block.  mirror: the forward network's shapes, reversed: a state looks like the block's features, (C, *shape)."""
+layer a block.  mirror: the forward network's shapes, reversed: a state looks like the block's features, (C, *shape),
+or like those of a token where each has a label of its own."""
 
 
 class Twin(nn.Module):
@@ -69,7 +70,8 @@ def twins(kind: TwinKind, latents: Sequence[Latents], classes: int, width: int, 
     made: list[Twin] = []
     state = torch.eye(classes)
     for own in reversed(latents):
-        shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": own.shape}[kind]
+        mirrored = own.shape[-1:] if own.per_token else own.shape
+        shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
         step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
         say = pointwise(shape, own.width)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None

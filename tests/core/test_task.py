@@ -93,3 +93,33 @@ def test_a_batchs_target_is_made_once_for_each_smoothing() -> None:
     assert cells[0].target(0.2) is cells[1].target(0.2)
     for smoothing in (0.2, 0.0):
         assert torch.equal(cells[1].target(smoothing), TASK.target(Y, smoothing))
+
+
+TOKENS = Task(CLASSES, torch.zeros(1, 2, dtype=torch.int64), per_token=True)
+WORDS = torch.tensor([[0, 1], [3, 2], [2, 2]])
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (Y, r"got labels of shape \(3,\) and torch.int64, expected \(B, T\) class indices of torch.int64\.$"),
+        (WORDS[:, :1], r"got labels of shape \(3, 1\)"),
+        (torch.ones(3, 2), "torch.float32, expected"),
+        (WORDS + 2, r"got labels 2\.\.5, expected 0\.\.3"),
+    ],
+)
+def test_labels_of_tokens_that_cannot_be_learnt_from_are_refused(y: Tensor, message: str) -> None:
+    TOKENS.check(WORDS, WORDS)
+    with pytest.raises(ValueError, match=message):
+        TOKENS.check(WORDS, y)
+
+
+def test_the_loss_of_tokens_is_that_of_as_many_samples() -> None:
+    logits = torch.randn(3, 2, CLASSES, generator=torch.Generator().manual_seed(0))
+    whole = Task(CLASSES, X[:1])
+    for smoothing in (0.0, 0.2):
+        assert torch.equal(
+            TOKENS.loss(logits, WORDS, smoothing), whole.loss(logits.flatten(0, 1), WORDS.flatten(), smoothing)
+        )
+        target = TOKENS.target(WORDS, smoothing)
+        assert torch.equal(target.flatten(0, 1), whole.target(WORDS.flatten(), smoothing))

@@ -80,7 +80,7 @@ def test_kl_by_hand() -> None:
 
 
 def test_the_first_belief_is_uniform() -> None:
-    p = uniform(2, 4, torch.device("cpu")).exp()
+    p = uniform((2,), 4, torch.device("cpu")).exp()
     torch.testing.assert_close(p, torch.full((2, 4), 0.25), rtol=1e-6, atol=0)  # log 4 in float32
 
 
