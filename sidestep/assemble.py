@@ -19,7 +19,7 @@ from sidestep.core.task import Task
 from sidestep.core.units import evaluating
 from sidestep.data.augment import parse
 from sidestep.data.order import Batches, eval_batches
-from sidestep.data.samples import Source
+from sidestep.data.samples import Samples, Source
 from sidestep.data.sources import load
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
@@ -72,6 +72,17 @@ class Assembly:
     @property
     def total_steps(self) -> int:
         return self.config.epochs * self.batches.steps_per_epoch
+
+    @property
+    def text(self) -> bool:
+        """Whether it is a text that is learnt, which is judged by its likelihood."""
+        return isinstance(self.data.train, Samples) and self.data.train.text
+
+    def answers(self, source: Source) -> Iterator[tuple[list[Tensor | None], Tensor]]:
+        """Every block's logits (N, C), None without a read-out, and the labels (N,); tokens with labels are samples."""
+        for x, y in self.eval_batches(source):
+            logits = self.engine.predict(x)
+            yield [None if block is None else block.flatten(0, -2) for block in logits], y.flatten()
 
     def eval_batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order, as the network wants them."""
@@ -137,6 +148,7 @@ def load_data(config: TrainConfig) -> Data:
         seed=config.seed,
         label_noise=config.label_noise,
         noise_val=config.label_noise > 0,
+        context=config.context,
     )
     return Data(splits.train, splits.val if len(splits.val) else None, splits.test, splits.mean, splits.std)
 
@@ -165,14 +177,11 @@ def assemble(
         device=device,
         channels_last=images,
     )
-    sample = batches(0)[0][:2]
-    task = Task(data.train.num_classes, sample)
+    x, y = batches(0)
+    task = Task(data.train.num_classes, x[:2], per_token=not y.is_floating_point() and y.dim() > 1)
     with global_rng(key(config.seed, "init"), device):
         if model is None:
-            if not images:
-                raise UsageError(f"{config.model} takes images, got samples of shape {data.train.shape}; give a model.")
-            channels, height, width = data.train.shape
-            model = models.build(config.model, (channels, height, width), task.num_classes, **config.model_options)
+            model = models.build(config.model, data.train.shape, task.num_classes, **config.model_options)
         place(model, device, images)
         chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
     check_classes(model, task)
@@ -213,8 +222,9 @@ def check_classes(model: nn.Module, task: Task) -> None:
     """Refuse a network whose answer has not one logit a class."""
     with torch.no_grad(), evaluating(model):
         out: Tensor = model(task.sample)
-    if out.shape != (len(task.sample), task.num_classes):
+    expected = (*task.label_shape(task.sample), task.num_classes)
+    if out.shape != expected:
         raise UsageError(
-            f"the network answers with shape {tuple(out.shape[1:])}, expected ({task.num_classes},) logits for the "
+            f"the network answers with shape {tuple(out.shape[1:])}, expected {expected[1:]}, logits for the "
             f"data's {task.num_classes} classes; change the network's last layer or num_classes."
         )

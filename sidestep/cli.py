@@ -158,7 +158,8 @@ def list_models(args: Args) -> Result:
 
 def list_datasets(args: Args) -> Result:
     shelf = os.environ.get("SIDESTEP_DATA")
-    local = sorted(p.parent.name for p in Path(shelf).glob("*/train.parquet")) if shelf else []
+    held = [path for file in ("train.parquet", "input.txt") for path in Path(shelf).glob(f"*/{file}")] if shelf else []
+    local = sorted(path.parent.name for path in held)
     rows = [{"name": n, "local": "yes" if n in local else "", "about": about} for n, about in DATASETS.items()]
     rows += [{"name": n, "local": "yes", "about": "a folder in $SIDESTEP_DATA"} for n in local if n not in DATASETS]
     return {"datasets": rows, "text": table(rows)}

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sidestep import models
-from sidestep.bench.recipes import Optimizer, Select, recipe_for, recipe_named
+from sidestep.bench.recipes import Optimizer, Select, model_for, recipe_for, recipe_named
 from sidestep.errors import DataError, UsageError, unknown
 from sidestep.methods import METHODS, method_class, method_fields, method_name
 from sidestep.schedules import Schedule
@@ -64,7 +64,10 @@ class TrainConfig:
     augment: str = field(metadata=about("data", "none, or some of crop,flip,cutout:8,randaugment:2,mixup:0.2"))
     label_noise: float = field(default=0.0, metadata=about("data", "share of training labels drawn anew", RATE))
     val_fraction: float = field(metadata=about("data", "share of training samples held out to select on", FRACTION))
-    model: str = field(metadata=about("model", "name of a network (default: mlp for digits, else simplecnn)"))
+    context: int | None = field(
+        default=None, metadata=about("data", "tokens a sample, of a text or generated task; none is its own", COUNT)
+    )
+    model: str = field(metadata=about("model", "name of a network (default: one that fits the data)"))
     blocks: int = field(default=4, metadata=about("model", "how many blocks it is cut into", COUNT))
     at: tuple[str, ...] = field(default=(), metadata=about("model", "units that open blocks 2, 3, ..., by commas"))
     balance: Literal["flops", "memory", "params", "time"] = field(
@@ -161,7 +164,7 @@ def resolve(
     name = word("method", "")
     rule: Any = None if own else method_class(name)
     data = word("data", "digits")
-    model = word("model", "mlp" if data == "digits" else "simplecnn")
+    model = word("model", model_for(data))
     options = {} if custom else models.options(model)
     wanted = word("recipe", "auto")
     recipe = recipe_for(data, model) if wanted == "auto" else recipe_named(wanted)

@@ -29,11 +29,10 @@ def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[
     noise: the share of training labels that were redrawn at random, if `source` is clean: it makes P(y|x) known to the
     belief curves, which stand under `descent` where the method has a theory of them.
     """
-    engine, task = assembly.engine, assembly.task
+    task = assembly.task
     scores: list[Scores | None] = []
     curves: list[Mapping[str, Tensor]] = []
-    for x, y in assembly.eval_batches(source):
-        logits = engine.predict(x)
+    for logits, y in assembly.answers(source):
         scores = scores or [None if block is None else Scores() for block in logits]
         for score, block in zip(scores, logits, strict=True):
             if score is not None and block is not None:
@@ -62,8 +61,9 @@ def run(
     """Evaluate a finished run on its test set again: what `sidestep evaluate RUN` prints, under its summary's names.
 
     A run that was not to read the test set is judged on its validation split.  ood: the name of another data set, whose
-    test split joins the measures of uncertainty.
+    test split joins the measures of uncertainty, which replace those in the run's folder, if that can be written.
     """
+    from sidestep.report.evidence import keep_uncertainty
     from sidestep.run import load_run
 
     finished = load_run(path)
@@ -82,7 +82,9 @@ def run(
     if uncertainty or other is not None:
         result["uncertainty"] = found = measure_uncertainty(assembly, source, other)
         # It shows what the plain table does, and more; only the belief curves it has not.
-        tables = [*(tables if descent else []), uncertainty_table(found, part)]
+        tables = [*(tables if descent else []), uncertainty_table(found)]
+        if keep_uncertainty(path, found):
+            tables.append("`sidestep report` of this run draws them.")
     if probes:
         result["probes"] = found = measure_probes(assembly)
         tables.append(probe_table(found))

@@ -63,7 +63,7 @@ class Trainer:
         self.engine = assembly.engine
         self.folder: Path | None = None
         self.history: list[dict[str, object]] = []
-        self.best: tuple[float, int] | None = None  # validation accuracy, step
+        self.best: tuple[float, int] | None = None  # `judged` on validation, step
         self.best_state: dict[str, Tensor] = {}
         self.stop: int | None = None  # the signal that asked for it
         self.loss_sum = torch.zeros(len(assembly.chain.blocks), device=assembly.device)
@@ -122,13 +122,13 @@ class Trainer:
         row: dict[str, object] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
         if self.assembly.data.val is not None:
             row["val"] = measured = evaluate(self.assembly, self.assembly.data.val)
-            accuracy = last(measured, "accuracy")
+            score, shown = judged(self.assembly, measured)
             # A tie goes to the later epoch: where validation saturates, the rate was still high at the first.
-            if self.best is None or accuracy >= self.best[0]:
-                self.best = (accuracy, self.engine.steps)
+            if self.best is None or score >= self.best[0]:
+                self.best = (score, self.engine.steps)
                 self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
-            self.progress.note(f"epoch {epoch}: validation accuracy {100 * accuracy:.2f} %")
+            self.progress.note(f"epoch {epoch}: validation {shown}")
         if self.config.test == "epochs" and self.assembly.test is not None:
             row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
         self.history.append(row)
@@ -204,7 +204,8 @@ class Trainer:
         """Put the parameters to be judged in place; say which they are."""
         if self.config.select == "best" and self.best is not None:
             state, epoch = self.best_state, self.best[1] // self.assembly.batches.steps_per_epoch
-            words = f"best validation accuracy, epoch {epoch} of {self.config.epochs}"
+            measure = "loss" if self.assembly.text else "accuracy"
+            words = f"best validation {measure}, epoch {epoch} of {self.config.epochs}"
         else:
             state, words = to_parts(self.engine.inference_chain), f"last epoch, {self.config.epochs}"
             self.write("selected", state)
@@ -217,7 +218,7 @@ class Trainer:
         """What was trained and selected, and how good it is on the validation split."""
         config, data = self.config, self.assembly.data
         selected = self.select()  # puts the parameters in place that are judged now
-        judged = None if data.val is None else evaluate(self.assembly, data.val)
+        on_val = None if data.val is None else evaluate(self.assembly, data.val)
         return {
             "method": config.method,
             "model": config.model,
@@ -228,9 +229,10 @@ class Trainer:
             "epochs": config.epochs,
             "selected": selected,
             "train_samples": len(data.train),
-            "val_accuracy": judged and last(judged, "accuracy"),
-            "block_val_accuracy": judged and judged["accuracy"],
+            "val_accuracy": on_val and last(on_val, "accuracy"),
+            "block_val_accuracy": on_val and on_val["accuracy"],
             "curve": curve(self.history),
+            **({} if on_val is None else losses(self.assembly, "val", on_val)),
         }
 
     def finish(self, *, costs: bool = True) -> dict[str, object]:
@@ -243,7 +245,7 @@ class Trainer:
         if test is not None:
             measured = evaluate(assembly, test, noise=self.config.label_noise)
             summary |= {"test_samples": len(test)} | {f"test_{m}": last(measured, m) for m in MEASURES}
-            summary |= {f"block_test_{m}": measured[m] for m in MEASURES}
+            summary |= {f"block_test_{m}": measured[m] for m in MEASURES} | losses(assembly, "test", measured)
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
         if (read := readouts(assembly)) is not None:
@@ -287,6 +289,24 @@ def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def judged(assembly: Assembly, measured: Mapping[str, object]) -> tuple[float, str]:
+    """What epochs are chosen by, more being better, and in words: accuracy, or a text's likelihood."""
+    if assembly.text:
+        loss = last(measured, "nll")
+        return -loss, f"loss {loss:.4f} nats a character, accuracy {100 * last(measured, 'accuracy'):.2f} %"
+    accuracy = last(measured, "accuracy")
+    return accuracy, f"accuracy {100 * accuracy:.2f} %"
+
+
+def losses(assembly: Assembly, part: str, measured: Mapping[str, object]) -> dict[str, object]:
+    """What a text's summary has besides: the loss in nats a character, of all blocks too, and in bits."""
+    if not assembly.text:
+        return {}
+    loss = last(measured, "nll")
+    bits = {f"{part}_bits_per_character": loss / math.log(2)}
+    return {f"{part}_loss": loss, f"block_{part}_loss": measured["nll"]} | bits
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -79,6 +79,16 @@ SIMPLECNN = replace(
 )
 CASCADE = replace(MLP, name="cascade", note="as simplecnn, at the authors' learning rate", batch_size=64)
 VIT = replace(MLP, name="vit", note="the usual recipe of small transformers (arXiv:2012.12877)", weight_decay=0.05)
+GPT = replace(
+    MLP,
+    name="gpt",
+    note="that of small GPTs, as in nanoGPT: clipped, with a cosine",
+    weight_decay=0.1,
+    schedule="cosine",
+    warmup=0.05,
+    batch_size=64,
+    clip=1.0,
+)
 AUTHORS = replace(
     MLP,
     name="sid-authors",
@@ -115,6 +125,7 @@ RECIPES: dict[str, Recipe] = {
         replace(VIT, name="vit-digits", batch_size=64, epochs=30),
         replace(VIT, name="vit-fashion-mnist", augment="flip"),
         replace(VIT, name="vit-cifar", augment="crop,flip"),
+        GPT,
         AUTHORS,
     )
 }
@@ -131,16 +142,28 @@ FAMILIES: dict[str, str] = {
     "resnet34": "conv",
     "resnet50": "conv",
     "vit_tiny": "vit",
+    "gpt": "gpt",
+    "encoder": "gpt",
 }
 """Which rows are for which model."""
+
+
+def kind_of(data: str) -> str:
+    """The data set's name as rows have it, whatever copy of it this is."""
+    name = PurePath(data).name
+    return next((kind for kind in ("cifar", "pointers") if name.startswith(kind)), name)
+
+
+def model_for(data: str) -> str:
+    """The model that a data set is tried with first."""
+    first = {"digits": "mlp", "tinyshakespeare": "gpt", "reversal": "encoder", "pointers": "encoder"}
+    return first.get(kind_of(data), "simplecnn")
 
 
 def recipe_for(data: str, model: str) -> Recipe:
     """The recipe of a model on a data set.  A model that is not listed, a user's own, gets `mlp`'s."""
     family = FAMILIES.get(model, "mlp")
-    name = PurePath(data).name
-    kind = "cifar" if name.startswith("cifar") else name
-    return RECIPES.get(f"{family}-{kind}", RECIPES[family])
+    return RECIPES.get(f"{family}-{kind_of(data)}", RECIPES[family])
 
 
 def recipe_named(name: str) -> Recipe:

@@ -43,10 +43,15 @@ class Augment:
             raise UsageError(f"augmentation magnitude:{self.magnitude}; expected 0 to 30.")
 
     def __call__(self, x: Tensor, y: Tensor, generator: Generator, num_classes: int) -> tuple[Tensor, Tensor]:
-        """x: (N, C, H, W) uint8 or (N, ...) float; y: (N,) int64; generator: on x's device, fresh for each batch.
+        """x: (N, C, H, W) uint8, (N, ...) float or (N, T) int64; y: (N,) or (N, T) int64.
 
-        Returns x as float (images in 0..1) and y, which mixup turns into (N, num_classes) shares that sum to 1.
+        generator: on x's device, fresh for each batch.
+
+        Returns x as float (images in 0..1, tokens as they are) and y, which mixup turns into (N, num_classes) shares
+        that sum to 1.
         """
+        if self.mixup and not (x.is_floating_point() or x.dtype == torch.uint8):
+            raise UsageError("mixup is for images and floats, got tokens; use --augment none.")
         if x.dtype != torch.uint8 and (self.crop or self.flip or self.randaugment or self.cutout):
             raise UsageError("crop, flip, randaugment and cutout are for uint8 images; these samples admit mixup only.")
         if self.crop or self.flip:
@@ -84,8 +89,10 @@ def parse(text: str) -> Augment:
 
 
 def to_float(x: Tensor) -> Tensor:
-    """uint8 images in 0..1, other samples as they are; a copy unless x is float32 already."""
-    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+    """uint8 images in 0..1, other samples as they are; a copy unless x is float32 or int64 already."""
+    if x.dtype == torch.uint8:
+        return x.float().div_(255)
+    return x.float() if x.is_floating_point() else x
 
 
 def crop_flip(x: Tensor, padding: int, flip: bool, generator: Generator) -> Tensor:

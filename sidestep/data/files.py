@@ -1,4 +1,4 @@
-"""Readers: a file, folder or table of labelled images in, one `Part` of arrays out."""
+"""Readers: a file, folder or table of labelled samples in, one `Part` of arrays out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 class Part(NamedTuple):
     """One split as it was found: labels are not checked yet, `classes` is None where nothing names them."""
 
-    x: np.ndarray  # (N, C, H, W) uint8
-    y: np.ndarray  # (N,) int64
+    x: np.ndarray  # (N, C, H, W) uint8, or (N, T) int64
+    y: np.ndarray  # (N,) int64, or (N, T)
     classes: tuple[str, ...] | None
+    text: bool = False  # a token's label is the next token
 
 
 def read_digits() -> Part:

@@ -17,6 +17,7 @@ HUB = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
 }
+HUB_TEXT = {"tinyshakespeare": "karpathy/tiny_shakespeare"}
 """Where the known names are on the Hugging Face Hub."""
 
 
@@ -40,8 +41,20 @@ def read_dataset(data: Any, where: str) -> Part:
 
 def read_hub(name: str) -> dict[str, Part]:
     """A known name from the Hugging Face Hub, through `datasets`."""
+    parts = downloaded(name, HUB[name], "train.parquet and test.parquet")
+    return {split: read_dataset(parts[split], f"{HUB[name]}, {split}") for split in ("train", "test")}
+
+
+def read_hub_text(name: str) -> str:
+    """A known text from the Hub, whose splits there are its parts in order."""
+    parts = downloaded(name, HUB_TEXT[name], "input.txt")
+    return "".join("".join(parts[split]["text"]) for split in ("train", "validation", "test"))
+
+
+def downloaded(name: str, where: str, files: str) -> Any:
+    """The splits of the Hub's data set `where`.  files: what could stand in a folder `name` instead."""
     advice = (
-        f"put train.parquet and test.parquet in a folder {name} and set SIDESTEP_DATA to the folder that holds it "
+        f"put {files} in a folder {name} and set SIDESTEP_DATA to the folder that holds it "
         "(or HF_HUB_OFFLINE=1 if the Hub's cache has it)."
     )
     try:
@@ -53,12 +66,11 @@ def read_hub(name: str) -> dict[str, Part]:
     if not config.HF_HUB_OFFLINE:
         # `datasets` retries for 20 s before it says that there is no network; one short request says so at once.
         try:
-            urllib.request.urlopen(f"{config.HF_ENDPOINT}/api/datasets/{HUB[name]}", timeout=5).close()
+            urllib.request.urlopen(f"{config.HF_ENDPOINT}/api/datasets/{where}", timeout=5).close()
         except OSError as error:
             raise DataError(f"no data set {name!r} here, and the Hub does not answer ({error}); {advice}") from error
     try:
-        parts = load_dataset(HUB[name])
+        return load_dataset(where)
     except Exception as error:  # network, file and format errors of four libraries share no base class
         reason = str(error).splitlines()[0]
-        raise DataError(f"the Hub's {HUB[name]} cannot be loaded ({reason}); {advice}") from error
-    return {split: read_dataset(parts[split], f"{HUB[name]}, {split}") for split in ("train", "test")}
+        raise DataError(f"the Hub's {where} cannot be loaded ({reason}); {advice}") from error

@@ -17,9 +17,9 @@ def check_rate(rate: float) -> None:
 def symmetric_noise(y: Tensor, rate: float, num_classes: int, seed: int) -> Tensor:
     """Redraw each label with probability `rate`, uniformly over all classes.
 
-    A label may be drawn again, so a share rate * (C - 1) / C of them is wrong afterwards.  y: (N,) int64.
+    A label may be drawn again, so a share rate * (C - 1) / C of them is wrong afterwards.  y: (N,) or (N, T) int64.
     """
     check_rate(rate)
     random = generator(key(seed, "label noise"))
-    redraw = torch.rand(len(y), generator=random, dtype=torch.float64) < rate
-    return torch.where(redraw, torch.randint(num_classes, (len(y),), generator=random), y)
+    redraw = torch.rand(y.shape, generator=random, dtype=torch.float64) < rate
+    return torch.where(redraw, torch.randint(num_classes, y.shape, generator=random), y)

@@ -16,24 +16,28 @@ from sidestep.errors import DataError
 
 
 class Source(Protocol):
-    """What a training loop reads: samples of one shape with a class each, fetched by index as new tensors."""
+    """What a training loop reads: samples of one shape, fetched by index as new tensors.
+
+    Each has a class, or one for each of its tokens.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # of one sample
     @property
     def num_classes(self) -> int: ...
     def __len__(self) -> int: ...
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]: ...  # (B,) -> x (B, ...), y (B,) int64
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]: ...  # (B,) -> x (B, ...), y (B,) or (B, T) int64
 
 
 @dataclass(frozen=True)
 class Samples:
     """Labelled samples held as tensors."""
 
-    x: Tensor  # (N, C, H, W) uint8 images, or (N, ...) float32
-    y: Tensor  # (N,) int64, 0..C-1
+    x: Tensor  # (N, C, H, W) uint8 images, (N, ...) float32, or (N, T) int64 tokens
+    y: Tensor  # (N,) int64, 0..C-1; or (N, T), one for every token
     classes: tuple[str, ...]
     name: str = ""
+    text: bool = False  # a token's label is the next token
 
     @property
     def num_classes(self) -> int:
@@ -63,13 +67,15 @@ class DatasetSamples:
     """A map-style Dataset of (x, y), fetched item by item, so that its own transforms run each time.
 
     x: a tensor or array, taken as it is, or a PIL image, which becomes (C, H, W) uint8; every x of one shape.
-    y: an integer 0..num_classes-1.  Each fetch checks what it got and raises DataError.
+    y: an integer 0..num_classes-1, or (T,) of them, one for every token of x.
+
+    Each fetch checks what it got and raises DataError.
     """
 
     def __init__(self, data: Any, num_classes: int | None = None):
         _check_count(len(data), "the data set")
         self.data = data
-        self.num_classes = num_classes or 1 + max(int(data[i][1]) for i in range(len(data)))
+        self.num_classes = num_classes or 1 + max(int(torch.as_tensor(data[i][1]).max()) for i in range(len(data)))
         self.shape = tuple(_tensor(data[0][0]).shape)
 
     def __len__(self) -> int:
@@ -84,7 +90,7 @@ class DatasetSamples:
                 raise DataError(
                     f"sample {i} has shape {tuple(x.shape)}; expected {self.shape} as sample 0 has; resize it."
                 )
-        x, y = torch.stack(xs), torch.tensor([int(y) for _, y in items])
+        x, y = torch.stack(xs), torch.stack([torch.as_tensor(y).long() for _, y in items])
         check_values(x, y, self.num_classes, "the data set", wanted)
         return x, y
 
@@ -94,13 +100,17 @@ def checked(part: Part, num_classes: int | None, name: str, where: str) -> Sampl
     x, y = torch.as_tensor(part.x), torch.as_tensor(part.y)
     if x.is_floating_point():
         x = x.float()
-    if x.dim() < 2 or x.dtype not in (torch.uint8, torch.float32) or (x.dtype == torch.uint8 and x.dim() != 4):
+    kind, dim = x.dtype, x.dim()
+    if not {torch.uint8: dim == 4, torch.int64: dim == 2, torch.float32: dim >= 2}.get(kind, False):
         raise DataError(
-            f"{where}: x is {tuple(x.shape)} of {x.dtype}; expected (N, C, H, W) of torch.uint8 or (N, ...) of floats."
+            f"{where}: x is {tuple(x.shape)} of {kind}; expected (N, C, H, W) of torch.uint8, (N, ...) of floats, "
+            "or (N, T) tokens of torch.int64."
         )
-    if y.dim() != 1 or y.is_floating_point() or len(y) != len(x):
+    tokens = dim == (2 if kind == torch.int64 else 3)
+    if y.is_floating_point() or y.shape not in (x.shape[:1], x.shape[: 2 if tokens else 1]):
         raise DataError(
-            f"{where}: y is {tuple(y.shape)} of {y.dtype}; expected one integer for each of {len(x)} samples."
+            f"{where}: y is {tuple(y.shape)} of {y.dtype}; expected one integer for each of {len(x)} samples"
+            + (", or for each of their tokens." if tokens else ".")
         )
     _check_count(len(y), where)
     y = y.long()
@@ -108,7 +118,7 @@ def checked(part: Part, num_classes: int | None, name: str, where: str) -> Sampl
     if classes is None or num_classes not in (None, len(classes)):
         classes = tuple(str(c) for c in range(num_classes or max(int(y.max()), 0) + 1))
     check_values(x, y, len(classes), where)
-    return Samples(x, y, classes, name)
+    return Samples(x, y, classes, name, part.text)
 
 
 def _check_count(n: int, where: str) -> None:
@@ -120,7 +130,7 @@ def check_values(x: Tensor, y: Tensor, num_classes: int, where: str, indices: Se
     """indices: the samples' numbers in their source, where they are not 0, 1, 2, ..."""
 
     def first(bad: Tensor) -> str:
-        i = int(bad.nonzero()[0])
+        i = int(bad.nonzero()[0, 0])
         return f"{where}: sample {indices[i] if indices else i}"
 
     outside = (y < 0) | (y >= num_classes)

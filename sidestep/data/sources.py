@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from sidestep.data import DATASETS
 from sidestep.data.files import Part, read_digits, read_folder
-from sidestep.data.hub import HUB, read_dataset, read_hub
+from sidestep.data.hub import HUB, HUB_TEXT, read_dataset, read_hub, read_hub_text
 from sidestep.data.noise import check_rate, symmetric_noise
 from sidestep.data.samples import DatasetSamples, Samples, Source, check_values, checked
+from sidestep.data.sequences import GENERATED, TEXT, cut_text, generated, read_text
 from sidestep.data.splits import stratified_split
 from sidestep.errors import DataError, UsageError, unknown
 
@@ -34,20 +35,27 @@ class Splits:
 
 
 def load(
-    name_or_path: str, *, val_fraction: float = 0.1, seed: int = 0, label_noise: float = 0.0, noise_val: bool = False
+    name_or_path: str,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    label_noise: float = 0.0,
+    noise_val: bool = False,
+    context: int | None = None,
 ) -> Splits:
     """Read a data set by name, from the folder of that name in $SIDESTEP_DATA, or from the folder at a path.
 
     val_fraction: the share of the train split held out for validation, stratified and drawn from `seed`; 0 leaves `val`
     empty, and a folder that brings its own `val` keeps it.  label_noise: the rate at which training labels (with
-    noise_val validation labels too) are redrawn from all classes; test labels are never touched.
+    noise_val validation labels too) are redrawn from all classes; test labels are never touched.  context: tokens a
+    sample, of a text or a generated task; None for its own.
 
     Raises UsageError for an unknown name or a value out of range, DataError for anything missing or bad inside.
     """
     check_rate(label_noise)
     if not 0 <= val_fraction < 1:
         raise UsageError(f"validation fraction {val_fraction:g}; expected at least 0 and less than 1.")
-    name, parts = _read(name_or_path)
+    name, parts = _read(name_or_path, context, seed)
     if "all" in parts:
         everything = checked(parts["all"], None, name, name)
         # Not `seed`: runs that differ in it must be judged on the same images.
@@ -100,7 +108,12 @@ def as_source(data: Any, num_classes: int | None = None) -> Source:
 
 
 def channel_stats(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (1 where that is 0) of each channel, which is dimension 1; images count as 0..1."""
+    """Mean and standard deviation (1 where that is 0) of each channel, which is dimension 1; images count as 0..1.
+
+    Tokens have none.
+    """
+    if x.dtype == torch.int64:
+        return (), ()
     total = square = torch.zeros(x.shape[1], dtype=torch.float64)
     for part in x.split(1024):
         values = part.double().transpose(0, 1).flatten(1)
@@ -112,23 +125,29 @@ def channel_stats(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple((mean / scale).tolist()), tuple(torch.where(std > 0, std, 1).tolist())
 
 
-def _read(name_or_path: str) -> tuple[str, dict[str, Part]]:
+def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[str, Part]]:
     if name_or_path == "digits":
         return name_or_path, {"all": read_digits()}
+    if name_or_path in GENERATED:
+        return name_or_path, generated(name_or_path, context, seed)
     shelf = os.environ.get("SIDESTEP_DATA")
     if shelf and not Path(shelf).is_dir():
         raise DataError(f"SIDESTEP_DATA is {shelf}, which is no folder; set it to the folder that holds the data sets.")
     for root in (Path(shelf or "", name_or_path), Path(name_or_path)):
         if root.is_dir():
+            if (root / TEXT).exists():
+                return root.resolve().name, cut_text(read_text(root / TEXT), context, str(root / TEXT))
             parts = read_folder(root)
             if "all" in parts:
                 warnings.warn(f"{root} has no test split: a fixed, stratified 20 % of it becomes one.", stacklevel=3)
             return root.resolve().name, parts
     if name_or_path in HUB:
         return name_or_path, read_hub(name_or_path)
+    if name_or_path in HUB_TEXT:
+        return name_or_path, cut_text(read_hub_text(name_or_path), context, name_or_path)
     if os.sep in name_or_path:
         raise DataError(
-            f"no folder {name_or_path}; expected one with train.parquet and test.parquet, or class folders."
+            f"no folder {name_or_path}; expected one with train.parquet and test.parquet, class folders, or {TEXT}."
         )
     found = (path.parent.name for path in Path(shelf).glob("*/train*")) if shelf else ()
     raise unknown("data set", name_or_path, {*DATASETS, *found})

@@ -69,8 +69,11 @@ def collect(assembly: Assembly, source: Source, samples: int) -> tuple[list[Tens
     parts: list[list[Tensor | None]] = []
     labels: list[Tensor] = []
     for x, y in islice(assembly.eval_batches(source), ceil(samples / EVAL_BATCH)):
-        parts.append([None if h is None else pooled(h).cpu() for h in sent(assembly.engine, x)])
-        labels.append(y.cpu())
+        sends = sent(assembly.engine, x)
+        if y.dim() > 1:  # every token with a label is a sample
+            sends = [None if h is None else h.flatten(0, 1) for h in sends]
+        parts.append([None if h is None else pooled(h).cpu() for h in sends])
+        labels.append(y.flatten().cpu())
     features = [[h for h in block if h is not None] for block in zip(*parts, strict=True)]
     return [torch.cat(block)[:samples] if block else None for block in features], torch.cat(labels)[:samples]
 

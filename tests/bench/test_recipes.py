@@ -8,9 +8,10 @@ from sidestep.bench.recipes import FAMILIES, RECIPES, recipe_for, recipe_named
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 from sidestep.methods import METHODS
-from sidestep.models import MODELS
+from sidestep.models import MODELS, SEQUENCE
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg-q95")
+SEQUENCES = ("reversal", "pointers-4", "tinyshakespeare")
 AUGMENT = {"digits": "none", "mnist": "none", "fashion-mnist": "flip", "cifar10": "crop,flip"}
 
 
@@ -19,13 +20,29 @@ def test_every_model_has_a_family_and_every_family_a_row_of_its_own() -> None:
     assert set(FAMILIES.values()) <= set(RECIPES)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [(d, m) for m in MODELS for d in (SEQUENCES if m in SEQUENCE else DATA)],
+)
 def test_a_recipe_resolves_within_every_range_for_every_method(data: str, model: str) -> None:
     for method in METHODS:
         config = resolve(method, {"data": data, "model": model})
         assert config.recipe == recipe_for(data, model).name
         assert config.epochs == (30 if data == "digits" else 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        ("digits", "mlp"),
+        ("mnist", "simplecnn"),
+        ("reversal", "encoder"),
+        ("pointers-2", "encoder"),
+        ("tinyshakespeare", "gpt"),
+    ],
+)
+def test_a_data_set_has_a_model_that_fits_it(data: str, model: str) -> None:
+    assert resolve("sid", {"data": data}).model == model
 
 
 @pytest.mark.parametrize("name", RECIPES)

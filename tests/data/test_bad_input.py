@@ -168,7 +168,7 @@ X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 1])
         (X, Y[:3], "y is (3,) of torch.int64; expected one integer for each of 4"),
         (X, Y.float(), "y is (4,) of torch.float32; expected one integer"),
         (X, Y[:, None], "y is (4, 1)"),
-        (X.long(), Y, "x is (4, 3) of torch.int64; expected (N, C, H, W) of torch.uint8"),
+        (X.int(), Y, "x is (4, 3) of torch.int32; expected (N, C, H, W) of torch.uint8"),
         (torch.zeros(4, 8, 8, dtype=torch.uint8), Y, "x is (4, 8, 8) of torch.uint8; expected (N, C, H, W)"),
     ],
 )

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from sidestep.data import DATASETS, hub
 from sidestep.data.samples import DatasetSamples, Samples
+from sidestep.data.sequences import GENERATED
 from sidestep.data.sources import as_source, channel_stats, load
 from sidestep.data.splits import stratified_split
 from tests.data.make import class_folders, parquet_folder, pictures, png, table
@@ -45,7 +46,7 @@ def rows(samples: Samples) -> list[tuple[bytes, int]]:
 def test_the_list_of_data_sets_needs_no_torch():
     code = "import sys, sidestep.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert list(DATASETS) == ["digits", *hub.HUB]
+    assert list(DATASETS) == ["digits", *hub.HUB, *hub.HUB_TEXT, *GENERATED]
 
 
 def test_digits_are_scikit_learns_grey_levels_times_255_over_16():
