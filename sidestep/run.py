@@ -132,7 +132,16 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_writer(folder):
         if config.overwrite and (folder / CONFIG).exists():
-            for name in (CONFIG, METRICS, SUMMARY, REPORT, "audit.json", "costs.json", "examples.json"):
+            for name in (
+                CONFIG,
+                METRICS,
+                SUMMARY,
+                REPORT,
+                "audit.json",
+                "costs.json",
+                "examples.json",
+                "uncertainty.json",
+            ):
                 (folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "model"):
                 shutil.rmtree(folder / name, ignore_errors=True)

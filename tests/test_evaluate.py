@@ -16,11 +16,13 @@ from PIL import Image
 
 from sidestep import cli
 from sidestep.data.samples import Samples
-from sidestep.evaluate import IDENTITY_TOLERANCE, MEASURES, block_table, evaluate
+from sidestep.evaluate import IDENTITY_TOLERANCE, block_table, evaluate
 from sidestep.measure.calibration import confidence
 from sidestep.measure.probes import probes
 from sidestep.run import load_run
 from tests.test_train import contents, trained
+
+MEASURES = ("accuracy", "nll", "brier", "ece")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,45 @@ def test_uncertainty_is_two_tables_of_80_columns_with_the_numbers_of_the_json(
             assert [float(word) for word in line.split()[1:]] == pytest.approx(row, abs=0.006)
         assert lines[start + 4].split()[0] == "mean"
         assert [float(word) for word in lines[start + 4].split()[1:]] == pytest.approx(rows[4], abs=0.006)
-    assert contents(run) == before
+    # What was printed is kept for the report, and nothing else has changed.
+    assert lines[-1] == "`sidestep report` of this run draws them."
+    after = contents(run)
+    assert json.loads(after.pop(run / "uncertainty.json")) == found
+    assert after == {path: data for path, data in before.items() if path.name != "uncertainty.json"}
+
+
+def test_the_report_after_an_evaluation_shows_what_it_found(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, noise = shutil.copytree(finished["code"], tmp_path / "run"), some_noise(tmp_path / "noise")
+    found = evaluated(run, capsys, "--ood", str(noise))["uncertainty"]
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Outside: 20 test samples of noise." in page and f"{found['ood_auroc'][-1]:.4f} (AUROC)" in page
+    assert f"<td>{found['adaptive_ece'][-1]:.4f}</td>" in page and f"<td>{found['mean']['aurc']:.4f}</td>" in page
+    evaluated(run, capsys, "--uncertainty")
+    assert cli.main(["report", str(run)]) == 0
+    assert "AUROC" not in (run / "report.html").read_text()  # the last evaluation counts
+
+
+def test_a_run_that_cannot_be_written_is_measured_all_the_same(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished["code"], tmp_path / "run")
+    expected = evaluated(run, capsys, "--uncertainty")["uncertainty"]
+    (run / "uncertainty.json").write_text("old")
+
+    def refused(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sidestep.files.write_synced", refused)  # what a folder of someone else's answers
+    assert cli.main(["evaluate", str(run), "--uncertainty", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["uncertainty"] == expected
+    assert err == f"sidestep: warning: {run / 'uncertainty.json'} was not written ([Errno 13] Permission denied)\n"
+    assert cli.main(["evaluate", str(run), "--uncertainty"]) == 0
+    assert "draws them" not in capsys.readouterr().out
+    assert (run / "uncertainty.json").read_text() == "old"
 
 
 def test_the_other_data_are_normalised_as_the_runs_own(

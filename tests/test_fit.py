@@ -240,7 +240,7 @@ def test_with_out_it_leaves_the_folder_that_train_leaves(tmp_path: Path) -> None
     run = fitted(method=ss.SID(), out=tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     contract = {"config.toml", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html"}
-    assert names == contract | {"audit.json", "costs.json", "examples.json"}
+    assert names == contract | {"audit.json", "costs.json", "examples.json", "uncertainty.json"}
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(files.strict_json(run.summary))
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == run.history
     with pytest.raises(UsageError, match="holds a run"):
@@ -342,7 +342,7 @@ def test_it_works_outside_of_the_main_thread_where_signals_cannot_be_taken() -> 
 
 def loop(steps: int) -> ss.Streaming:
     method = ss.SID(alpha=0.5)
-    task = ss.Task(num_classes=10, sample=TRAIN[0][:2])
+    task = ss.Classification(num_classes=10, sample=TRAIN[0][:2])
     chain = method.build(net(), task, ss.CutPlan(blocks=4))
     engine = ss.Streaming(method, chain, task, ss.UpdateRule(lambda ps: torch.optim.SGD(ps, lr=0.2, momentum=0.9)))
     order = torch.randperm(1400, generator=torch.Generator().manual_seed(0))

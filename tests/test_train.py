@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     contract = {"config.toml", "metrics.jsonl", "summary.json", "checkpoints", "model", "report.html"}
-    assert names == contract | {"audit.json", "costs.json", "examples.json"}
+    assert names == contract | {"audit.json", "costs.json", "examples.json", "uncertainty.json"}
     summary = json.loads((finished / "summary.json").read_text())
     promised = (
         "method model data blocks at seed epochs val_accuracy test_accuracy test_nll test_ece block_test_accuracy "

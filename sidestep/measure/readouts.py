@@ -25,7 +25,7 @@ def readouts(assembly: Assembly) -> dict[str, dict[str, dict[str, float]]] | Non
     split, so its figures there are those of its own training samples.  A split that does not exist, or that the run may
     not read, is left out, and without a validation split the gate is.
     """
-    if sum(block is not None for block in assembly.engine.predict(assembly.task.sample)) < 2:
+    if sum(reading(assembly)) < 2:
         return None
     found: dict[str, dict[str, dict[str, float]]] = {}
     gate: tuple[Tensor, Tensor] | None = None
@@ -47,15 +47,24 @@ def readouts(assembly: Assembly) -> dict[str, dict[str, dict[str, float]]] | Non
     return found
 
 
+def reading(assembly: Assembly) -> list[bool]:
+    """Which of all blocks have a read-out, (K,)."""
+    return [block is not None for block in assembly.engine.predict(assembly.task.sample)]
+
+
 def collect(assembly: Assembly, source: Source) -> tuple[Tensor, Tensor]:
-    """All read-outs of all samples, logits (R, N, C) float32 and labels (N,), on the CPU."""
+    """All read-outs of all samples, logits (R, N, C) float32 and labels (N,), on the CPU.
+
+    Where every token has a label of its own, tokens count as samples from here on, those of a text in a row.
+    """
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     for x, y in assembly.eval_batches(source):
         blocks = assembly.engine.predict(x)
         assert blocks[-1] is not None  # the network's answer is its last block's
-        logits.append(torch.stack([block for block in blocks if block is not None]).float().cpu())
-        labels.append(y.cpu())
+        read = torch.stack([block for block in blocks if block is not None])
+        logits.append(read.flatten(1, -2).float().cpu())
+        labels.append(y.flatten().cpu())
     return torch.cat(logits, 1), torch.cat(labels)
 
 

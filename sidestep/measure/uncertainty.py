@@ -16,8 +16,11 @@ from sidestep.data.samples import Samples, Source
 from sidestep.data.sources import load
 from sidestep.errors import UsageError
 from sidestep.measure.calibration import Scores, adaptive_ece, confidence, ranked
-from sidestep.measure.readouts import collect
+from sidestep.measure.readouts import collect, reading
 
+COVERAGES = 100  # at which the risk is kept
+BARS = 20  # of equal width, of a histogram
+DIGITS = 6  # after the point, of a curve
 COLUMNS = {
     "T": "T",
     "accuracy": "acc %",
@@ -44,6 +47,35 @@ def risk_coverage(logits: Tensor, y: Tensor) -> Tensor:
 def aurc(logits: Tensor, y: Tensor) -> Tensor:
     """Area under the risk-coverage curve, (): the mean risk over all coverages (Geifman et al., arXiv:1805.08206)."""
     return risk_coverage(logits, y).mean()
+
+
+def sampled(count: int) -> Tensor:
+    """Which k of 1..count a risk-coverage curve keeps, ascending: all, or 100 that are evenly spaced, count the last.
+
+    Between two of them wrong answers are only added, so that k times the risk never falls: both together bound the
+    risk at every coverage between, and AURC.
+    """
+    return (-(-torch.arange(1, COVERAGES + 1) * count // COVERAGES)).unique()
+
+
+def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """Mean `confidence`, `accuracy` and `share` of the samples in each bin of equal mass, (bins,) each, ascending.
+
+    The bins are those of `adaptive_ece`, which is the sum of share |accuracy - confidence|; none of them is empty.
+    """
+    sure = confidence(logits)
+    right = (logits.argmax(-1) == y).double()
+    held, good = ([part for part in ranked(sure, v).tensor_split(bins)[::-1] if len(part)] for v in (sure, right))
+    return {
+        "confidence": torch.stack([part.mean() for part in held]),
+        "accuracy": torch.stack([part.mean() for part in good]),
+        "share": torch.tensor([len(part) / len(y) for part in held], dtype=torch.double),
+    }
+
+
+def histogram(sure: Tensor) -> Tensor:
+    """The share of confidences in each of 20 bins of equal width from 0 to 1, (20,)."""
+    return torch.histc(sure, BARS, 0, 1) / len(sure)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> Tensor:
@@ -99,7 +131,30 @@ def measures(logits: Tensor, y: Tensor, outside: Tensor | None = None) -> dict[s
     return found
 
 
-def uncertainty(assembly: Assembly, source: Source, outside: Samples | None = None) -> dict[str, Any]:
+def curves(logits: Tensor, y: Tensor, outside: Tensor | None = None) -> dict[str, Any]:
+    """What pictures of one answer are drawn from: its `reliability`, its `risk` at the coverages `sampled`.
+
+    Where there are logits (M, C) of samples of another kind, histograms of the confidence `inside` and `outside` too.
+    """
+    found: dict[str, Any] = {
+        "reliability": {name: rounded(values) for name, values in reliability(logits, y).items()},
+        "risk": rounded(risk_coverage(logits, y)[sampled(len(y)) - 1]),
+    }
+    if outside is not None:
+        found |= {"inside": rounded(histogram(confidence(logits))), "outside": rounded(histogram(confidence(outside)))}
+    return found
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
+
+
+def uncertainty(
+    assembly: Assembly,
+    source: Source,
+    outside: Samples | None = None,
+    collected: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Any]:
     """`measures` of every block on a source, each a list with None for a block without a read-out, and under `mean`
     those of the softmax of the blocks' mean logits.
 
@@ -108,37 +163,53 @@ def uncertainty(assembly: Assembly, source: Source, outside: Samples | None = No
     the accuracy, as it was, but not the order of confidences between samples: AURC and AUROC may move.  All are None
     for an answer that has no T.  With `label_noise` validation labels are as noisy as those of training.
 
-    outside: samples of another kind, which the network should be less sure of.
+    `curves` holds those of every block and of the mean in the same way, with the `coverage` of every risk, and, as
+    `reliability_at_T`, the last block's reliability after temperature, None where it has no T.
+
+    outside: samples of another kind, which the network should be less sure of.  collected: what `collect` gave of the
+    source, where it has been called.
     """
-    reads = [block is not None for block in assembly.engine.predict(assembly.task.sample)]
-    judged, y = answers(assembly, source)
-    other = [None] * len(judged) if outside is None else answers(assembly, outside)[0]
-    raw = [measures(z, y, o) for z, o in zip(judged, other, strict=True)]
-    found: dict[str, Any] = {"samples": len(y), **by_block(raw, reads), "temperature": None}
+    reads, val = reading(assembly), assembly.data.val
+    judged, y = answers(collected or collect(assembly, source))
+    other: Sequence[Tensor | None] = [None] * len(judged)
+    ood: dict[str, Any] = {}
     if outside is not None:
-        found["ood"] = {"data": outside.name, "samples": len(outside)}
-    val = assembly.data.val
+        other, labels = answers(collect(assembly, outside))
+        ood = {"ood": {"data": outside.name, "samples": len(labels)}}
+    raw = [measures(z, y, o) for z, o in zip(judged, other, strict=True)]
+    drawn = by_block([curves(z, y, o) for z, o in zip(judged, other, strict=True)], reads)
+    found: dict[str, Any] = {
+        "split": "val" if source is val else "test",
+        "samples": len(y),
+        **by_block(raw, reads),
+        **ood,
+        "temperature": None,
+        "curves": {"coverage": rounded(sampled(len(y)) / len(y)), **drawn, "reliability_at_T": None},
+    }
     if val is None or val is source:
         return found
-    fitted, y_val = answers(assembly, val)
+    fitted, y_val = answers(collect(assembly, val))
     rows: list[dict[str, float | None]] = []
     for z, o, z_val in zip(judged, other, fitted, strict=True):
         t = temperature(z_val, y_val)
         after = dict.fromkeys(raw[0]) if t is None else measures(z / t, y, None if o is None else o / t)
         rows.append({"T": t, **after})
     fit = {"samples": len(y_val), "label_noise": assembly.config.label_noise}
-    return found | {"temperature": fit | by_block(rows, reads)}
+    found["temperature"] = fit | by_block(rows, reads)
+    if (t := rows[-2]["T"]) is not None:
+        found["curves"]["reliability_at_T"] = curves(judged[-2] / t, y)["reliability"]
+    return found
 
 
-def answers(assembly: Assembly, source: Source) -> tuple[list[Tensor], Tensor]:
+def answers(collected: tuple[Tensor, Tensor]) -> tuple[list[Tensor], Tensor]:
     """Logits (N, C) float64 of every read-out and, last, their mean; and the labels (N,)."""
-    logits, y = collect(assembly, source)
+    logits, y = collected
     logits = logits.double()
     return [*logits, logits.mean(0)], y
 
 
-def by_block(rows: Sequence[Mapping[str, float | None]], reads: Sequence[bool]) -> dict[str, Any]:
-    """A list over all blocks for each measure, and the last row as `mean`."""
+def by_block(rows: Sequence[Mapping[str, Any]], reads: Sequence[bool]) -> dict[str, Any]:
+    """A list over all blocks for each name in the rows, and the last row as `mean`."""
     *blocks, mean = rows
     rest = iter(blocks)
     placed = [next(rest) if read else None for read in reads]
@@ -164,9 +235,9 @@ def other_data(assembly: Assembly, name: str) -> Samples:
     return other
 
 
-def uncertainty_table(found: Mapping[str, Any], part: str) -> str:
-    """Two tables for people, 80 columns wide, as answered and after temperature.  part: the split judged."""
-    after, other = found["temperature"], found.get("ood")
+def uncertainty_table(found: Mapping[str, Any]) -> str:
+    """Two tables for people, 80 columns wide, as answered and after temperature."""
+    part, after, other = found["split"], found["temperature"], found.get("ood")
     no_t = "(no T: validation's NLL has no minimum)"
     missing = ["(no read-out)" if value is None else no_t for value in [*found["nll"], found["mean"]["nll"]]]
     names = [name for name in COLUMNS if name in found]

@@ -11,7 +11,7 @@ from sidestep.errors import UsageError
 from sidestep.files import write_text_atomic
 from sidestep.report import figures, tables, views
 from sidestep.report.read import Group, compared, find, grouped, read
-from sidestep.report.sections import sections
+from sidestep.report.sections import by_loss, sections
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -56,6 +56,7 @@ def render(groups: Sequence[Group], costs: Sequence[dict[str, Any]]) -> str:
         judged=chosen(groups),
         noise=max(float(run.config.get("label_noise", 0)) for group in groups for run in group.runs),
         sections=sections(groups),
+        by_loss=by_loss(groups),
         costs=tables.costs(costs),
         in_training=tables.in_training(groups),
         runs=tables.runs(groups) if sum(len(group.runs) for group in groups) > 1 else None,
@@ -96,10 +97,11 @@ def result(groups: Sequence[Group], data: str) -> str:
     """The page in one sentence: accuracies with their spread, n, how the parameters were chosen; for one, isolation."""
     models = {f"{run.summary['model']} in {run.summary['blocks']} blocks" for group in groups for run in group.runs}
     where = f"{data} with {models.pop()}" if len(models) == 1 else data
-    for key, measure in (("test_accuracy", "test accuracy"), ("val_accuracy", "validation accuracy")):
-        spreads = [group.spread(key) for group in groups]
+    name, form, unit = ("loss", tables.fixed(4), "nats") if by_loss(groups) else ("accuracy", tables.PERCENT, "%")
+    for part, words in (("test", "test"), ("val", "validation")):
+        measure, spreads = f"{words} {name}", [group.spread(f"{part}_{name}") for group in groups]
         if all(spreads):
-            reached = [f"{tables.shown(spread, tables.PERCENT)} %" for spread in spreads]
+            reached = [f"{tables.shown(spread, form)} {unit}" for spread in spreads]
             others = [f"{group.label} {value}" for group, value in zip(groups[1:], reached[1:], strict=True)]
             sentence = (
                 f"{groups[0].label} reaches {and_([reached[0], *others])} {measure} on {where} "

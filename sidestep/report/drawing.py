@@ -122,12 +122,14 @@ def logarithmic_at(axes: Axes, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def name_lines(axes: Axes, ends: Mapping[int, float], count: int) -> None:
-    """Name the blocks at the ends of their lines, some of them where they are many."""
+def name_lines(
+    axes: Axes, ends: Mapping[int, float], count: int, others: Sequence[tuple[float, str, str]] = ()
+) -> None:
+    """Name the blocks at the ends of their lines, some of them where they are many, and others as in `end_labels`."""
     blocks = list(ends)
     if len(blocks) > FEW:
         blocks = [blocks[round(i * (len(blocks) - 1) / (FEW - 1))] for i in range(FEW)]
-    end_labels(axes, [(ends[k], f"block {k + 1}", depth(k, count)) for k in blocks])
+    end_labels(axes, [*((ends[k], f"block {k + 1}", depth(k, count)) for k in blocks), *others])
 
 
 def end_labels(axes: Axes, lines: Sequence[tuple[float, str, str]]) -> None:

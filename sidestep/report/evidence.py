@@ -1,72 +1,80 @@
-"""What a report shows beside the metrics: the audit, the costs, and the blocks' beliefs on a few images.
+"""What a report shows beside the metrics: the audit, the costs, the uncertainty, and beliefs on a few images.
 
-B batch, C classes, K blocks, R blocks with a read-out, N samples looked at.
+C classes, K blocks, R blocks with a read-out, N samples.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections import Counter
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sidestep.assemble import Assembly
-from sidestep.data.order import eval_batches
-from sidestep.data.sources import Samples
-from sidestep.files import write_json
+from sidestep.core.task import Classification
+from sidestep.data.samples import Samples, Source
+from sidestep.errors import Busy
+from sidestep.files import only_writer, strict_json, write_json, write_text_atomic
 from sidestep.measure.cost import costs as measure_costs
 from sidestep.measure.isolation import audit
+from sidestep.measure.readouts import collect, reading
+from sidestep.measure.uncertainty import uncertainty
 
-AUDIT, COSTS, EXAMPLES = "audit.json", "costs.json", "examples.json"
+AUDIT, COSTS, EXAMPLES, UNCERTAINTY = "audit.json", "costs.json", "examples.json", "uncertainty.json"
 RIGHT, WRONG = 5, 1  # samples shown that the last block answers rightly, and wrongly
-BATCH, BATCHES = 500, 4  # the first 2,000 samples are looked at
+LOOKED_AT = 2000  # samples, the first, of which the examples are chosen
 SIDE = 64  # pixels; larger pictures are shrunk to it
 
 
 def write_evidence(assembly: Assembly, folder: Path, costs: bool = True) -> None:
-    """Write audit.json, examples.json and, with `costs`, costs.json beside a run's summary.  Trains nothing of the run.
+    """Write audit.json, examples.json, uncertainty.json and, with `costs`, costs.json beside a run's summary.
 
-    Without a test set the examples come from the validation split; without that there are none.
+    Trains nothing of the run.  Without a test set the examples and the uncertainty are of the validation split; without
+    that, or of targets that are numbers, there are none.  Of tokens with labels of their own there are no examples.
     """
     write_json(folder / AUDIT, audit(assembly))
     if costs:
         write_json(folder / COSTS, measure_costs(assembly))
-    if (found := examples(assembly)) is not None:
-        write_json(folder / EXAMPLES, found)
+    source = assembly.test or assembly.data.val
+    if source is None or not isinstance(assembly.task, Classification):
+        return
+    collected = collect(assembly, source)
+    if len(collected[1]) == len(source):
+        write_json(folder / EXAMPLES, examples(assembly, source, *collected))
+    write_uncertainty(folder, uncertainty(assembly, source, collected=collected))
 
 
-def examples(assembly: Assembly) -> dict[str, object] | None:
-    """Samples on which the belief moved most from the first read-out to the last; None where there is no held-out data.
+def keep_uncertainty(folder: Path, found: Mapping[str, Any]) -> bool:
+    """`write_uncertainty` in a finished run's folder if that can be written; else say why not, and leave it alone."""
+    try:
+        with only_writer(folder):
+            write_uncertainty(folder, found)
+    except (OSError, Busy) as error:
+        print(f"sidestep: warning: {folder / UNCERTAINTY} was not written ({error})", file=sys.stderr)
+        return False
+    return True
+
+
+def write_uncertainty(folder: Path, found: Mapping[str, Any]) -> None:
+    """Replace a run's uncertainty.json, as a whole, by what `measure.uncertainty.uncertainty` gave."""
+    write_text_atomic(folder / UNCERTAINTY, strict_json(found) + "\n")  # on one line: it is some thousand numbers
+
+
+def examples(assembly: Assembly, source: Source, logits: Tensor, y: Tensor) -> dict[str, object]:
+    """Samples on which the belief moved most from the first read-out to the last.
 
     Each has its label, its picture (PNG in base64, if the samples are images), and a belief over classes for every
-    block, None where the block has no read-out.
+    block, None where the block has no read-out.   logits: (R, N, C) and y: (N,), of the source in its order.
     """
-    source = assembly.test or assembly.data.val
-    if source is None:
-        return None
-    batches = eval_batches(
-        source,
-        BATCH,
-        mean=assembly.data.mean,
-        std=assembly.data.std,
-        device=assembly.device,
-        channels_last=assembly.channels_last,
-    )
-    parts: list[Tensor] = []
-    labels: list[Tensor] = []
-    reads: list[bool] = []
-    for x, y in islice(batches, BATCHES):
-        logits = assembly.engine.predict(x)
-        reads = [z is not None for z in logits]
-        parts.append(torch.stack([z.float().softmax(-1).cpu() for z in logits if z is not None]))
-        labels.append(y.cpu())
-    beliefs, y = torch.cat(parts, 1), torch.cat(labels)  # (R, N, C), (N,)
+    reads = reading(assembly)
+    beliefs, y = logits[:, :LOOKED_AT].softmax(-1), y[:LOOKED_AT]
     chosen = choose(beliefs, y)
     x, _ = source.fetch(torch.tensor(chosen))
     items: list[dict[str, object]] = []
@@ -75,7 +83,7 @@ def examples(assembly: Assembly) -> dict[str, object] | None:
         rows = iter([[round(v, 5) for v in p.tolist()] for p in beliefs[:, i]])
         item: dict[str, object] = {"label": int(y[i]), "beliefs": [next(rows) if read else None for read in reads]}
         items.append(item | image(picture))
-    names = source.classes if isinstance(source, Samples) else map(str, range(assembly.task.num_classes))
+    names = source.classes if isinstance(source, Samples) else map(str, range(logits.shape[-1]))
     return {"classes": list(names), "items": items}
 
 

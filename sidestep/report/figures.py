@@ -130,6 +130,69 @@ def slack(alt: str, quantiles: np.ndarray, positive: np.ndarray) -> str:
         return inline(figure, alt)
 
 
+def reliability(alt: str, answers: Sequence[Line]) -> str:
+    """Accuracy over confidence, a point a bin, beside the line on which they are equal.
+
+    answers: accuracies (fractions) at confidences, the last block's as they are, and after temperature if it has one.
+    """
+    with style(alt):
+        figure, axes = panel()
+        low = 10 * np.floor(min(9, *(10 * v for answer in answers for v in (*answer.x, *answer.y))))
+        axes.plot([low, 100], [low, 100], color=MUTED, linewidth=0.8)
+        ends: list[tuple[float, str, str]] = []
+        looks = zip((ACCENT, NAMED[1]), DASHES, MARKERS, strict=False)
+        for answer, (colour, dashes, (marker, size)) in zip(answers, looks, strict=False):
+            x, y = 100 * np.array(answer.x), 100 * np.array(answer.y)
+            axes.plot(x, y, color=colour, dashes=dashes, marker=marker, markersize=size, zorder=3, clip_on=False)
+            ends.append((float(y[-1]), answer.name, colour))
+        axes.set(xlim=(low, 100), ylim=(low, 100), xlabel="confidence, %", ylabel="accuracy, %")
+        end_labels(axes, ends)
+        return inline(figure, alt)
+
+
+def risk_coverage(alt: str, coverage: Sequence[float], risks: np.ndarray, mean: np.ndarray | None) -> str:
+    """The share of wrong answers among the most confident, over the share that is answered: a line a block.
+
+    coverage: (P,) fractions; risks: (K, P) fractions, NaN for a block that has none; mean: (P,) of the blocks' mean.
+    """
+    with style(alt):
+        figure, axes = panel()
+        x = 100 * np.array(coverage)
+        ends: dict[int, float] = {}
+        for k, risk in enumerate(100 * risks):
+            if np.isfinite(risk).all():
+                axes.plot(x, risk, color=depth(k, len(risks)), zorder=3)
+                ends[k] = float(risk[-1])
+        others: list[tuple[float, str, str]] = []
+        if mean is not None:
+            y = 100 * mean
+            axes.plot(x, y, color=INK, dashes=DASHES[1], zorder=4)
+            others.append((float(y[-1]), "mean", INK))
+        axes.set(xlim=(0, 100), xlabel="coverage: the most confident answers, %", ylabel="wrong among them, %")
+        axes.set_ylim(bottom=0)
+        name_lines(axes, ends, len(risks), others)
+        return inline(figure, alt)
+
+
+def confidences(alt: str, inside: Sequence[float], outside: Sequence[float]) -> str:
+    """How confidence is distributed over samples of the run's own kind and of another.
+
+    inside, outside: shares of the samples in bins of equal width from 0 to 1.
+    """
+    with style(alt):
+        figure, axes = panel()
+        edges = np.linspace(0, 100, len(inside) + 1)
+        drawn = (("inside", inside, ACCENT, "solid"), ("outside", outside, NAMED[1], (0, DASHES[1])))
+        for _, shares, colour, dashes in drawn:
+            y = 100 * np.array(shares)
+            axes.stairs(y, edges, color=colour, alpha=0.14, linewidth=0, fill=True)
+            axes.stairs(y, edges, color=colour, linestyle=dashes, linewidth=1.5, zorder=3)
+        axes.set(xlim=(0, 100), xlabel="confidence, %", ylabel="share of samples, %")
+        axes.set_ylim(bottom=0)
+        end_labels(axes, [(100 * shares[-1], name, colour) for name, shares, colour, _ in drawn])
+        return inline(figure, alt)
+
+
 def lines(
     alt: str,
     series: Sequence[Line],

@@ -30,6 +30,7 @@ class Record:
     audit: dict[str, Any] | None
     costs: list[dict[str, Any]]
     examples: dict[str, Any] | None
+    uncertainty: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    @classmethod
+    def over(cls, values: Sequence[float | None]) -> Spread | None:
+        """None where a run has no number."""
+        numbers = [value for value in values if value is not None]
+        return cls.of(numbers) if len(numbers) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def read(folder: Path) -> Record:
             audit=load("audit.json", None),
             costs=load("costs.json", []),
             examples=load("examples.json", None),
+            uncertainty=load("uncertainty.json", None),
         )
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing, expected in a run's folder; run the training again.") from error

@@ -1,9 +1,10 @@
-"""What a report shows method by method: curves, belief descent, examples, audit, configuration."""
+"""What a report shows method by method: curves, uncertainty, belief descent, examples, audit, configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 
@@ -23,14 +24,32 @@ class Descent:
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """How far answers can be trusted.  Figures are the first run's, the table is of all."""
+
+    where: str  # the samples judged
+    bins: int  # that the reliability is drawn in
+    temperature: float | None  # of the last block
+    reliability: str
+    risk: str
+    several: bool  # blocks that are read, so that there is a mean of them
+    ood: str | None
+    outside: str | None  # the samples of another kind
+    auroc: float | None  # of the last block
+    table: tables.Table | None
+
+
+@dataclass(frozen=True)
 class Section:
     """One group.  Figures are SVG; what was not measured is None or empty."""
 
     label: str
     seeds: list[str]  # what figures and tables average over; examples, audit and configuration are the first one's
-    accuracy: str | None
+    judged: str | None  # validation over epochs, by what the epoch is chosen by
     loss: str | None
+    angles: str | None
     blocks: tables.Table | None
+    uncertainty: Uncertainty | None
     descent: Descent | None
     examples: list[views.Example]
     audit: views.Audit | None
@@ -39,22 +58,41 @@ class Section:
 
 def sections(groups: Sequence[Group]) -> list[Section]:
     """One a group, with the accuracies on one scale."""
-    limits = common_limits([h for group in groups if (h := group.history("val", "accuracy")) is not None])
-    return [section(group, limits) for group in groups]
+    key, unit, scale = (
+        ("nll", "validation loss, nats", 1) if by_loss(groups) else ("accuracy", "validation accuracy, %", 100)
+    )
+    values = [group.history("val", key) for group in groups]
+    limits = common_limits([scale * h for h in values if h is not None])
+    figures = [
+        curves(
+            f"{unit.partition(',')[0]} of each block over epochs, {group.label}",
+            [row["epoch"] for row in group.first.metrics],
+            h,
+            unit,
+            limits=limits,
+            scale=scale,
+        )
+        for group, h in zip(groups, values, strict=True)
+    ]
+    return [section(group, figure) for group, figure in zip(groups, figures, strict=True)]
 
 
-def section(group: Group, limits: tuple[float, float] | None) -> Section:
+def by_loss(groups: Sequence[Group]) -> bool:
+    """Whether the runs are judged by their likelihood, as those of a text or of numbers are."""
+    return "val_loss" in groups[0].first.summary
+
+
+def section(group: Group, judged: str | None) -> Section:
     first, of = group.first, f"of each block over epochs, {group.label}"
     epochs = [row["epoch"] for row in first.metrics]
-    accuracy, loss = group.history("val", "accuracy"), group.history("train_loss")
     return Section(
         label=group.label,
         seeds=[str(run.summary["seed"]) for run in group.runs],
-        accuracy=curves(
-            f"validation accuracy {of}", epochs, accuracy, "validation accuracy, %", limits=limits, scale=100
-        ),
-        loss=curves(f"training loss {of}", epochs, loss, "training loss, nats", log=True),
+        judged=judged,
+        loss=losses(f"training loss {of}", epochs, group.history("train_loss")),
+        angles=curves(f"angle of feedback {of}", epochs, group.history("angles"), "degrees"),
         blocks=tables.by_block(group),
+        uncertainty=uncertainty(group),
         descent=descent(group, epochs),
         examples=views.examples(first.examples),
         audit=None if first.audit is None else views.audit(first.audit),
@@ -78,14 +116,54 @@ def curves(
     return figures.curves(alt, epochs, scale * values, unit, limits, log)
 
 
-def common_limits(accuracies: Sequence[np.ndarray]) -> tuple[float, float] | None:
-    """Of a percent axis that holds all fractions, with a little room; None for none."""
-    values = [100 * a[np.isfinite(a)] for a in accuracies if np.isfinite(a).any()]
+def losses(alt: str, epochs: Sequence[int], values: np.ndarray | None) -> str | None:
+    """On a logarithmic axis, but for the likelihood of a density, which may be above 1."""
+    return curves(alt, epochs, values, "training loss, nats", log=values is not None and not (values <= 0).any())
+
+
+def common_limits(series: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """Of an axis that holds all values, with a little room; None for none."""
+    values = [a[np.isfinite(a)] for a in series if np.isfinite(a).any()]
     if not values:
         return None
     low, high = min(v.min() for v in values), max(v.max() for v in values)
-    room = max(0.05 * (high - low), 0.1)
+    room = max(0.05 * (high - low), 0.01)
     return float(low - room), float(high + room)
+
+
+def uncertainty(group: Group) -> Uncertainty | None:
+    """From the first run's uncertainty.json; None where it has none, or where the network diverged."""
+    found = group.first.uncertainty
+    if found is None or None in found["curves"]["reliability"][-1]["confidence"]:
+        return None
+    drawn, after, other = found["curves"], found["temperature"], found.get("ood")
+    t = None if after is None else after["T"][-1]
+    bins = {"raw": drawn["reliability"][-1]} | ({} if t is None else {f"T = {t:.2f}": drawn["reliability_at_T"]})
+    risks = [[np.nan] * len(drawn["coverage"]) if risk is None else risk for risk in drawn["risk"]]
+    several = sum(risk is not None for risk in drawn["risk"]) > 1
+    return Uncertainty(
+        where=f"{found['samples']:,} {'validation' if found['split'] == 'val' else 'test'} samples",
+        bins=len(bins["raw"]["share"]),
+        temperature=t,
+        reliability=figures.reliability(
+            f"accuracy over confidence, {group.label}",
+            [figures.Line(name, each["confidence"], each["accuracy"]) for name, each in bins.items()],
+        ),
+        risk=figures.risk_coverage(
+            f"wrong answers over coverage, {group.label}",
+            drawn["coverage"],
+            np.array(risks, dtype=float),
+            np.array(drawn["mean"]["risk"], dtype=float) if several else None,
+        ),
+        ood=other
+        and figures.confidences(
+            f"confidence inside and outside, {group.label}", drawn["inside"][-1], drawn["outside"][-1]
+        ),
+        outside=other and f"{other['samples']:,} test samples of {PurePath(other['data']).name}",
+        auroc=other and found["ood_auroc"][-1],
+        several=several,
+        table=tables.uncertainty(group),
+    )
 
 
 def descent(group: Group, epochs: Sequence[int]) -> Descent | None:

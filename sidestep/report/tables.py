@@ -61,7 +61,19 @@ JUDGED: tuple[tuple[str, str, Format], ...] = (
     ("test_nll", "test NLL, nats", fixed(4)),
     ("test_brier", "test Brier", fixed(4)),
     ("test_ece", "test ECE", fixed(4)),
+    ("test_rmse", "test RMSE", fixed(4)),
+    ("test_bits_per_character", "bits a character", fixed(4)),
     ("val_accuracy", "val. accuracy, %", PERCENT),
+)
+UNCERTAINTY: tuple[tuple[str, str, Format], ...] = (
+    ("T", "T", fixed(3)),
+    ("accuracy", "accuracy, %", PERCENT),
+    ("nll", "NLL, nats", fixed(4)),
+    ("brier", "Brier", fixed(4)),
+    ("ece", "ECE", fixed(4)),
+    ("adaptive_ece", "adaptive ECE", fixed(4)),
+    ("aurc", "AURC", fixed(4)),
+    ("ood_auroc", "OOD AUROC", fixed(4)),
 )
 SIZES: tuple[tuple[str, str, Format], ...] = (
     ("params", "parameters", whole),
@@ -105,11 +117,11 @@ def mean(group: Group, key: str, form: Format) -> str | None:
 
 def by_block(group: Group) -> Table | None:
     """The test measures of every block with a read-out; None where only one has."""
-    found = group.final("block_test_accuracy")
+    found = group.final("block_test_nll")
     if found is None or (read := readouts(found)).size < 2:
         return None
     columns: list[Column] = []
-    for key, head, form in JUDGED[:4]:
+    for key, head, form in JUDGED:
         values = group.final(f"block_{key}")
         if values is not None:
             columns.append((head, [shown(Spread.of(values[:, k].tolist()), form) for k in read]))
@@ -137,6 +149,42 @@ def descent(found: dict[str, np.ndarray]) -> Table | None:
             before = len(blocks) - len(values)  # what belongs to a block says nothing of the uniform belief
             columns.append((head, [""] * before + [form(v) for v in values]))
     return Table.of(["0 (uniform)", *map(str, blocks[1:])], columns, "after block")
+
+
+def uncertainty(group: Group) -> Table | None:
+    """How far the last block's answer and the mean of several can be trusted; None unless all runs measured it.
+
+    Data of another kind have a column where they are the same for all runs.
+    """
+    found = [run.uncertainty for run in group.runs if run.uncertainty is not None]
+    if len(found) < len(group.runs):
+        return None
+    others = {one.get("ood", {}).get("data") for one in found}
+    each = [answers(one) for one in found]
+    names = [name for name in each[0] if all(name in rows for rows in each)]
+    columns: list[Column] = []
+    for key, head, form in UNCERTAINTY:
+        if key == "ood_auroc" and len(others) > 1:
+            continue
+        has = [key in each[0][name] for name in names]
+        spreads = [Spread.over([rows[name].get(key) for rows in each]) for name in names]
+        columns.append((head, [shown(s, form) if own else "" for s, own in zip(spreads, has, strict=True)]))
+    return Table.of(names, [(head, cells) for head, cells in columns if any(cells)], "answer")
+
+
+def answers(found: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """From uncertainty.json: rows of measures by their names, those at a temperature where the answer has one."""
+    rows: dict[str, dict[str, float | None]] = {}
+    several = sum(value is not None for value in found["accuracy"]) > 1
+    for name in ("last block", "mean of blocks")[: 1 + several]:
+        for suffix, part in (("", found), (" at T", found["temperature"])):
+            if part is not None:
+                # Lists hold a measure of every block.
+                last = {key: value[-1] for key, value in part.items() if isinstance(value, list)}
+                row = last if name == "last block" else part["mean"]
+                if row.get("T", 1) is not None:
+                    rows[name + suffix] = row
+    return rows
 
 
 def costs(rows: Sequence[dict[str, Any]]) -> Table | None:

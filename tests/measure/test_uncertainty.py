@@ -12,13 +12,27 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from sidestep.assemble import assemble
-from sidestep.evaluate import MEASURES, evaluate
+from sidestep.data.samples import Samples
+from sidestep.evaluate import evaluate
 from sidestep.measure.calibration import Scores, accuracy, adaptive_ece, brier, confidence, ece, nll
 from sidestep.measure.readouts import collect, readouts
-from sidestep.measure.uncertainty import aurc, auroc, measures, risk_coverage, temperature, uncertainty
+from sidestep.measure.uncertainty import (
+    aurc,
+    auroc,
+    curves,
+    histogram,
+    measures,
+    reliability,
+    risk_coverage,
+    sampled,
+    temperature,
+    uncertainty,
+)
 from tests.measure.test_calibration import logits_of, rounded, some_answers
 from tests.measure.test_readouts import HALVES, answering, samples, some_read_outs
 from tests.test_train import configured
+
+MEASURES = ("accuracy", "nll", "brier", "ece")
 
 
 def tied(samples: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -100,6 +114,83 @@ def test_a_perfect_ranking_has_the_known_area(errors: int) -> None:
 def test_equal_confidence_everywhere_has_the_error_rate_at_every_coverage() -> None:
     logits, y = logits_of(*[0.8] * 10), torch.tensor([1] * 3 + [0] * 7)
     assert risk_coverage(logits, y).tolist() == rounded_all([0.3] * 10)
+
+
+# ---------------------------------------------------------------------- what pictures are drawn from
+
+
+def test_reliability_of_four_answers_worked_by_hand() -> None:
+    # Ascending: right at 0.6, wrong at 0.7; wrong at 0.8, right at 0.9.  ECE: (|1/2 - 0.65| + |1/2 - 0.85|) / 2.
+    logits, y = logits_of(0.6, 0.9, 0.7, 0.8), torch.tensor([0, 0, 1, 1])
+    found = reliability(logits, y, bins=2)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "confidence": rounded_all([0.65, 0.85]),
+        "accuracy": rounded_all([1 / 2, 1 / 2]),
+        "share": [1 / 2, 1 / 2],
+    }
+    assert adaptive_ece(logits, y, bins=2).item() == rounded(0.25)
+
+
+def test_equal_confidences_are_shared_between_bins_and_no_bin_is_empty() -> None:
+    # Right and wrong at 0.9 stand in a bin each, with half an answer right; 15 bins of three samples are three.
+    logits, y = logits_of(0.9, 0.6, 0.9), torch.tensor([0, 0, 1])
+    found = reliability(logits, y)
+    assert found["confidence"].tolist() == rounded_all([0.6, 0.9, 0.9])
+    assert found["accuracy"].tolist() == rounded_all([1, 1 / 2, 1 / 2])
+    assert found["share"].tolist() == [1 / 3] * 3
+
+
+@pytest.mark.parametrize("answers", [tied(), tied(7), some_answers(), some_answers(1000, 3), some_answers(359, 10)])
+def test_the_bins_that_are_kept_give_the_adaptive_ece_the_mean_confidence_and_the_accuracy(
+    answers: tuple[Tensor, Tensor],
+) -> None:
+    """Six digits are kept, so that each of 15 bins is off by (0.5e-6 + 0.5e-6) share + 0.5e-6: 9e-6 together."""
+    logits, y = answers
+    kept = curves(logits, y)["reliability"]
+    rows = list(zip(kept["share"], kept["confidence"], kept["accuracy"], strict=True))
+    assert len(rows) == min(15, len(y))
+    assert sum(share for share, *_ in rows) == pytest.approx(1, abs=9e-6)
+    assert sum(s * abs(a - c) for s, c, a in rows) == pytest.approx(adaptive_ece(logits, y).item(), abs=9e-6)
+    assert sum(s * c for s, c, _ in rows) == pytest.approx(confidence(logits).mean().item(), abs=9e-6)
+    assert sum(s * a for s, _, a in rows) == pytest.approx(accuracy(logits, y).item(), abs=9e-6)
+
+
+def test_a_risk_curve_keeps_every_coverage_or_a_hundred() -> None:
+    assert sampled(7).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert sampled(100).tolist() == list(range(1, 101))
+    assert sampled(250).tolist()[:4] == [3, 5, 8, 10] and sampled(250).tolist()[-1] == 250
+    assert [len(sampled(n)) for n in (101, 359, 10_000)] == [100] * 3
+
+
+def test_up_to_a_hundred_samples_the_mean_of_the_curve_is_aurc() -> None:
+    for logits, y in (tied(), some_answers(100)):
+        risk = curves(logits, y)["risk"]
+        assert sum(risk) / len(risk) == pytest.approx(aurc(logits, y).item(), abs=5e-7)  # six digits are kept
+
+
+@pytest.mark.parametrize("answers", [tied(1000), some_answers(), some_answers(1000, 3), some_answers(10_000, 10)])
+def test_the_curve_encloses_the_risk_at_every_coverage_and_aurc(answers: tuple[Tensor, Tensor]) -> None:
+    """Between the coverages j/N < k/N that are kept wrong answers w only rise: w_j / i <= risk_i <= w_k / i.
+
+    They rise by at most k - j <= N/100 + 1, so that the means of the two are at most (1/100 + 1/N) H_N apart."""
+    logits, y = answers
+    exact = risk_coverage(logits, y).tolist()
+    ends = [0, *sampled(len(y)).tolist()]
+    wrong = [0, *(k * risk for k, risk in zip(ends[1:], curves(logits, y)["risk"], strict=True))]
+    least, most = 0.0, 0.0
+    for (j, k), (few, many) in zip(itertools.pairwise(ends), itertools.pairwise(wrong), strict=True):
+        for i in range(j + 1, k + 1):
+            # Six digits are kept of the risk, and k / i is at most k.
+            assert few / i - k * 5e-7 <= exact[i - 1] <= many / i + k * 5e-7
+            least, most = least + few / i / len(y), most + many / i / len(y)
+    assert least - 1e-4 < aurc(logits, y).item() < most + 1e-4
+    assert most - least <= (1 / 100 + 1 / len(y)) * sum(1 / i for i in range(1, len(y) + 1)) + 1e-4
+
+
+def test_a_histogram_worked_by_hand_holds_the_sure_and_not_the_nan() -> None:
+    found = histogram(torch.tensor([0.01, 0.51, 0.53, 1.0], dtype=torch.double)).tolist()
+    assert [(i, share) for i, share in enumerate(found) if share] == [(0, 0.25), (10, 0.5), (19, 0.25)]
+    assert sum(histogram(torch.tensor([math.nan, 0.3])).tolist()) == 0.5
 
 
 # ---------------------------------------------------------------------- out of distribution
@@ -273,6 +364,18 @@ def test_a_networks_blocks_and_their_mean_worked_by_hand(monkeypatch: pytest.Mon
     assert found["nll"] == [rounded(first), None, rounded(last)] and found["mean"]["nll"] == rounded(mean)
     # First: surer when right, so that the risks are 0, 1/2.  The others: surer when wrong, 1, 1/2.
     assert found["aurc"] == [rounded(0.25), None, rounded(0.75)] and found["mean"]["aurc"] == rounded(0.75)
+    # The same in pictures, which keep six digits: who is surer, and how sure, as the share that 2 samples are.
+    drawn = found["curves"]
+    assert drawn["coverage"] == [0.5, 1.0]
+    assert drawn["risk"] == [[0.0, 0.5], None, [1.0, 0.5]] and drawn["mean"]["risk"] == [1.0, 0.5]
+    sure = [1 / (1 + math.exp(-margin)) for margin in (0, 3)]
+    assert drawn["reliability"][1] is None and drawn["reliability_at_T"] is None
+    assert drawn["reliability"][2] == {
+        "confidence": pytest.approx(sure, abs=5e-7),
+        "accuracy": [1.0, 0.0],
+        "share": [0.5, 0.5],
+    }
+    assert [drawn["inside"][2][i] for i in (10, 19)] == [0.5, 0.5] and drawn["outside"][2][10] == 1.0
     # First: margins 2 and 1 against 1.  Last: 0 and 3 against 0.  Mean: 1 and 2 against 1/2.
     assert found["ood_auroc"] == [rounded(0.75), None, rounded(0.75)] and found["mean"]["ood_auroc"] == rounded(1)
 
@@ -302,6 +405,26 @@ def test_each_answer_has_its_own_temperature_from_validation(monkeypatch: pytest
         assert after[name] == [rounded(value), None, rounded(value)]
         assert after["mean"][name] == rounded(value)
     assert found["nll"][0] > after["nll"][0]
+    # After temperature both are answered with 3/4, and one of them is right.
+    assert found["curves"]["reliability_at_T"] == {"confidence": [0.75] * 2, "accuracy": [0.5] * 2, "share": [0.5] * 2}
+
+
+def test_tokens_with_labels_of_their_own_count_as_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two texts of two tokens: logits (N, R, T, C), of which the network makes (N, T, C) a block; labels (N, T)."""
+    texts = torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([[0, 1], [1, 1]])
+    tokens = texts.transpose(1, 2).flatten(0, 1)  # (N T, R, C)
+    flat, whole = Samples(tokens, y.flatten(), ("a", "b")), Samples(texts, y, ("a", "b"))
+    apart = uncertainty(answering(monkeypatch, None, flat), flat, flat)
+    assert uncertainty(answering(monkeypatch, None, whole), whole, whole) == apart
+    assert apart["samples"] == apart["ood"]["samples"] == 4
+
+
+def test_samples_that_were_collected_are_not_predicted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = answering(monkeypatch, None, held := samples(HALVES, [0, 0]))
+    collected, alone = collect(made, held), uncertainty(made, held)
+    monkeypatch.setattr("sidestep.measure.uncertainty.collect", None)
+    assert uncertainty(made, held, collected=collected) == alone
 
 
 def test_a_block_whose_nll_has_no_minimum_has_none_after_temperature(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,11 @@ def write_run(
     config: Mapping[str, object] | None = None,
     summary: Mapping[str, object] | None = None,
     classes: list[str] | None = None,
+    uncertainty: Mapping[str, object] | None = None,
 ) -> Path:
-    """A run's folder.  accuracy: on test, of the last block; each before it has a point less.  reads: blocks or all."""
+    """A run's folder.  accuracy: on test, of the last block; each before it has a point less.  reads: blocks or all.
+
+    uncertainty: what its uncertainty.json holds, if there is one."""
     reads = set(range(blocks)) if reads is None else reads
     folder.mkdir(parents=True)
 
@@ -97,7 +100,41 @@ def write_run(
     (folder / "audit.json").write_text(json.dumps(audit(blocks)))
     (folder / "costs.json").write_text(json.dumps(costs(method)))
     (folder / "examples.json").write_text(json.dumps(examples(classes or ["cat", "dog", "emu"], blocks, reads)))
+    if uncertainty is not None:
+        (folder / "uncertainty.json").write_text(json.dumps(uncertainty))
     return folder
+
+
+def uncertainty(
+    aurc: float = 0.02, t: float | None = 1.25, ood: str | None = None, reads: tuple[bool, ...] = (True, False, True)
+) -> dict[str, Any]:
+    """Of 1,000 test samples.  Read-outs but the last differ from it in accuracy, and the mean of them in AURC, halved.
+
+    Without t no answer has a temperature."""
+    measures: dict[str, float] = {"accuracy": 0.9, "nll": 0.25, "brier": 0.125, "ece": 0.0625, "adaptive_ece": 0.03125}
+    measures |= {"aurc": aurc} | ({"ood_auroc": 0.75} if ood else {})
+    bars = {"inside": [0.0, 0.25, 0.75], "outside": [0.5, 0.5, 0.0]} if ood else {}
+    bins = {"confidence": [0.5, 0.9], "accuracy": [0.625, 1.0], "share": [0.5, 0.5]}
+    drawn: dict[str, Any] = {"reliability": bins, "risk": [0.0, 0.05, 0.1], **bars}
+
+    def each(last: Mapping[str, Any], mean: Mapping[str, Any]) -> dict[str, Any]:
+        first = {name: 0.8 if name == "accuracy" else value for name, value in last.items()}
+        rows = [(last if k == len(reads) - 1 else first) if read else None for k, read in enumerate(reads)]
+        return {name: [None if row is None else row[name] for row in rows] for name in last} | {"mean": mean}
+
+    after: dict[str, Any] = {"T": t} | {name: None if t is None else value / 2 for name, value in measures.items()}
+    return {
+        "split": "test",
+        "samples": 1000,
+        **each(measures, measures | {"aurc": aurc / 2}),
+        **({"ood": {"data": ood, "samples": 500}} if ood else {}),
+        "temperature": {"samples": 100, "label_noise": 0.0} | each(after, after),
+        "curves": {
+            "coverage": [0.25, 0.5, 1.0],
+            **each(drawn, drawn | {"risk": [0.0, 0.025, 0.075]}),
+            "reliability_at_T": None if t is None else bins | {"confidence": [0.625, 0.9]},
+        },
+    }
 
 
 def audit(blocks: int = 3, **changes: object) -> dict[str, Any]:

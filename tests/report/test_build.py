@@ -13,7 +13,7 @@ import pytest
 
 from sidestep.errors import DataError, UsageError
 from sidestep.report.build import run, write_report
-from tests.report.make import write_run
+from tests.report.make import uncertainty, write_run
 
 HOSTILE = "<script>alert('$1$')</script> & \"q\""
 
@@ -139,6 +139,7 @@ def test_names_cannot_put_markup_on_the_page(tmp_path: Path) -> None:
             classes=[HOSTILE, HOSTILE],
             summary=facts,
             config={"note": f"{HOSTILE}{i}"},
+            uncertainty=uncertainty(ood=HOSTILE),
         )
         for i in range(2)
         for seed in range(2)
@@ -216,6 +217,70 @@ def test_the_descent_table_is_what_the_summary_says(tmp_path: Path) -> None:
     ]
 
 
+def uncertainty_of(page: Page) -> list[dict[str, str]]:
+    """The tables of uncertainty, as columns by name of the words of their rows."""
+    tables = [table for table in page.tables if table[0][0] == "answer"]
+    return [{head: " | ".join(cells) for head, *cells in zip(*table, strict=True)} for table in tables]
+
+
+def test_the_page_shows_the_numbers_that_uncertainty_json_holds(tmp_path: Path) -> None:
+    html, page = page_of([write_run(tmp_path / "a", uncertainty=uncertainty(0.02, ood="pets"))], tmp_path)
+    assert "Uncertainty" in page.headings
+    assert uncertainty_of(page) == [
+        {
+            "answer": "last block | last block at T | mean of blocks | mean of blocks at T",
+            "T": " | 1.250 |  | 1.250",
+            "accuracy, %": "90.00 | 45.00 | 90.00 | 45.00",
+            "NLL, nats": "0.2500 | 0.1250 | 0.2500 | 0.1250",
+            "Brier": "0.1250 | 0.0625 | 0.1250 | 0.0625",
+            "ECE": "0.0625 | 0.0312 | 0.0625 | 0.0312",
+            "adaptive ECE": "0.0312 | 0.0156 | 0.0312 | 0.0156",
+            "AURC": "0.0200 | 0.0100 | 0.0100 | 0.0100",
+            "OOD AUROC": "0.7500 | 0.3750 | 0.7500 | 0.3750",
+        }
+    ]
+    assert "Last block, 1,000 test samples in 2 bins of equal mass, raw and at temperature T." in page.text
+    assert "Outside: 500 test samples of pets." in page.text and "with probability 0.7500 (AUROC)." in page.text
+    assert all(f">{name}</text>" in html for name in ("raw", "T = 1.25", "mean", "inside", "outside"))
+    assert "Seed" not in page.text and "±" not in page.text
+
+
+def test_uncertainty_is_averaged_over_seeds_and_drawn_for_the_first(tmp_path: Path) -> None:
+    made = (uncertainty(0.02, ood="pets"), uncertainty(0.03, ood="toys2"), uncertainty(0.07, t=None))
+    folders = [write_run(tmp_path / f"{seed}", seed=seed, uncertainty=one) for seed, one in enumerate(made)]
+    _, page = page_of(folders, tmp_path)
+    (table,) = uncertainty_of(page)
+    # 0.02, 0.03, 0.07: mean 0.04, squared deviations 4, 1, 9 e-4 over 2.  Not all have a T, nor the same other data.
+    assert table["AURC"] == "0.0400 ± 0.0265 | 0.0200 ± 0.0132" and table["answer"] == "last block | mean of blocks"
+    assert "T" not in table and "OOD AUROC" not in table
+    assert "Mean ± standard deviation over 3 seeds." in page.text and page.text.count("Seed 0.") == 3
+    _, two = page_of(folders[1:], tmp_path)
+    assert uncertainty_of(two)[0]["AURC"] == "0.0500 ± 0.0283 | 0.0250 ± 0.0141"  # sqrt(2) 0.02, and half
+    (folders[2] / "uncertainty.json").unlink()
+    _, some = page_of(folders, tmp_path)
+    assert uncertainty_of(some) == [] and "Uncertainty" in some.headings  # no mean over two of three
+
+
+def test_one_read_out_has_no_mean_of_blocks_and_no_temperature_no_line(tmp_path: Path) -> None:
+    known = uncertainty(t=None, reads=(False, False, True))
+    html, page = page_of([write_run(tmp_path / "a", uncertainty=known | {"temperature": None})], tmp_path)
+    assert uncertainty_of(page)[0]["answer"] == "last block"
+    assert ">mean</text>" not in html and ">T = " not in html and "at temperature" not in page.text
+    assert not re.search(r"\b([Nn]a[Nn]|None|null)\b", re.sub(r"data:[^\"]*", "", html))
+
+
+def test_a_run_without_uncertainty_or_that_diverged_has_the_page_that_it_had(tmp_path: Path) -> None:
+    """But for its section, a page with uncertainty is the page without."""
+    broken = uncertainty()
+    broken["curves"]["reliability"][-1] |= {"confidence": [None, None]}
+    known = {"run": None, "with": uncertainty(ood="pets"), "broken": broken}
+    old, new, nothing = (
+        page_of([write_run(tmp_path / name / "run", uncertainty=one)], tmp_path)[0] for name, one in known.items()
+    )
+    without = re.sub(r"<section>\n<h2>Uncertainty</h2>.*?</section>\n", "", new, flags=re.DOTALL)
+    assert len(without) < len(new) and without == old == nothing
+
+
 def test_one_block_and_one_epoch_make_a_page(tmp_path: Path) -> None:
     html, _ = page_of([write_run(tmp_path / "a", blocks=1, epochs=1, descent=True)], tmp_path)
     assert html.count(">block 1</text>") == 3  # accuracy, loss, descent
@@ -243,7 +308,7 @@ def test_a_comparisons_folder_stands_for_its_runs_in_their_order(tmp_path: Path)
     assert single["report"] == str(tmp_path / "c" / names[0] / "report.html")
 
 
-@pytest.mark.parametrize("damage", ["summary.json", "config.toml", "metrics.jsonl", "audit.json"])
+@pytest.mark.parametrize("damage", ["summary.json", "config.toml", "metrics.jsonl", "audit.json", "uncertainty.json"])
 def test_a_damaged_file_is_named_with_its_folder(tmp_path: Path, damage: str) -> None:
     folder = write_run(tmp_path / "a")
     (folder / damage).write_text("{ = ")

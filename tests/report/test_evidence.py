@@ -5,21 +5,35 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sidestep.assemble import Assembly, assemble
+from sidestep.assemble import EVAL_BATCH, Assembly, assemble
 from sidestep.config import resolve
 from sidestep.data.order import eval_batches
-from sidestep.data.sources import Samples
+from sidestep.data.samples import Samples, Source
+from sidestep.files import only_writer
 from sidestep.measure.isolation import audit
-from sidestep.report.evidence import choose, examples, image, in_turn, write_evidence
+from sidestep.measure.readouts import collect
+from sidestep.measure.uncertainty import uncertainty
+from sidestep.report.evidence import choose, examples, image, in_turn, keep_uncertainty, write_evidence
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
 
 
 @cache
@@ -32,11 +46,19 @@ def digits(method: str = "sid") -> Assembly:
     return assembly
 
 
+def examples_of(assembly: Assembly) -> tuple[list[str], list[dict[str, Any]]]:
+    """Classes and items of the test set."""
+    assert assembly.test is not None
+    found = examples(assembly, assembly.test, *collect(assembly, assembly.test))
+    assert isinstance(found["classes"], list) and isinstance(found["items"], list)
+    return found["classes"], found["items"]
+
+
 def beliefs_of(assembly: Assembly) -> tuple[list[Tensor | None], Samples]:
     source = assembly.data.test
-    assert isinstance(source, Samples) and len(source) < 500  # one batch, so equal bits
+    assert isinstance(source, Samples) and len(source) < EVAL_BATCH  # one batch, so equal bits
     data = assembly.data
-    (batch,) = eval_batches(source, 500, mean=data.mean, std=data.std, channels_last=assembly.channels_last)
+    (batch,) = eval_batches(source, EVAL_BATCH, mean=data.mean, std=data.std, channels_last=assembly.channels_last)
     return [None if z is None else z.softmax(-1) for z in assembly.engine.predict(batch[0])], source
 
 
@@ -45,10 +67,8 @@ def test_examples_are_the_test_samples_that_moved_most_with_their_pictures_and_b
     beliefs, source = beliefs_of(assembly)
     first, last = beliefs
     assert first is not None and last is not None
-    found = examples(assembly)
-    assert found is not None and found["classes"] == list(source.classes)
-    items = found["items"]
-    assert isinstance(items, list)
+    classes, items = examples_of(assembly)
+    assert classes == list(source.classes)
     for item, i in zip(items, choose(torch.stack([first, last]), source.y), strict=True):
         picture = Image.open(io.BytesIO(base64.b64decode(item["png"])))
         assert torch.equal(torch.from_numpy(np.array(picture)), source.x[i, 0])
@@ -61,20 +81,22 @@ def test_examples_are_the_test_samples_that_moved_most_with_their_pictures_and_b
 
 
 def test_a_block_without_read_out_has_no_belief() -> None:
-    found = examples(digits("backprop"))
-    assert found is not None and isinstance(found["items"], list)
-    assert all(item["beliefs"][0] is None and len(item["beliefs"][1]) == 10 for item in found["items"])
+    _, items = examples_of(digits("backprop"))
+    assert all(item["beliefs"][0] is None and len(item["beliefs"][1]) == 10 for item in items)
 
 
-def test_without_a_test_set_examples_are_of_validation_and_without_both_there_are_none() -> None:
+def test_without_a_test_set_all_is_of_validation_and_without_both_there_is_nothing_held_out(tmp_path: Path) -> None:
     assembly = digits()
     val = assembly.data.val
     assert isinstance(val, Samples)
-    found = examples(replace(assembly, data=replace(assembly.data, test=None)))
-    assert found is not None and isinstance(found["items"], list)
-    pictures = [Image.open(io.BytesIO(base64.b64decode(item["png"]))) for item in found["items"]]
+    write_evidence(replace(assembly, data=replace(assembly.data, test=None)), tmp_path, costs=False)
+    items = read(tmp_path / "examples.json")["items"]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(item["png"]))) for item in items]
     assert all((val.x[:, 0] == torch.from_numpy(np.array(p))).flatten(1).all(1).any() for p in pictures)
-    assert examples(replace(assembly, data=replace(assembly.data, test=None, val=None))) is None
+    assert read(tmp_path / "uncertainty.json") == as_json(uncertainty(assembly, val))
+    (tmp_path / "none").mkdir()
+    write_evidence(replace(assembly, data=replace(assembly.data, test=None, val=None)), tmp_path / "none", costs=False)
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["audit.json"]
 
 
 def test_evidence_changes_nothing_of_the_run(tmp_path: Path) -> None:
@@ -83,15 +105,67 @@ def test_evidence_changes_nothing_of_the_run(tmp_path: Path) -> None:
     write_evidence(assembly, tmp_path)
     after = assembly.engine.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(t, after[name]) for name, t in before.items())
-    assert json.loads((tmp_path / "audit.json").read_text()) == json.loads(json.dumps(audit(assembly)))
-    costs = json.loads((tmp_path / "costs.json").read_text())
-    assert [row["method"] for row in costs] == ["sid", "backprop", "backprop_checkpointed"]
-    assert json.loads((tmp_path / "examples.json").read_text()) == examples(assembly)
+    assert read(tmp_path / "audit.json") == as_json(audit(assembly))
+    assert [row["method"] for row in read(tmp_path / "costs.json")] == ["sid", "backprop", "backprop_checkpointed"]
+    assert read(tmp_path / "examples.json")["items"] == examples_of(assembly)[1]
+    assert assembly.test is not None
+    assert read(tmp_path / "uncertainty.json") == as_json(uncertainty(assembly, assembly.test))
+    assert (tmp_path / "uncertainty.json").stat().st_size < 10_000  # of two blocks
+
+
+def test_one_pass_over_the_test_set_serves_examples_and_uncertainty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assembly, passes = digits(), list[Source]()
+
+    def counted(made: Assembly, source: Source) -> tuple[Tensor, Tensor]:
+        passes.append(source)
+        return collect(made, source)
+
+    for module in ("report.evidence", "measure.uncertainty"):
+        monkeypatch.setattr(f"sidestep.{module}.collect", counted)
+    write_evidence(assembly, tmp_path, costs=False)
+    assert [source is assembly.test for source in passes] == [True, False]  # and one over validation, for T
+
+
+def test_tokens_with_labels_of_their_own_have_no_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(made: Assembly, source: Source) -> tuple[Tensor, Tensor]:
+        """Two tokens a sample."""
+        logits, y = collect(made, source)
+        return logits.repeat_interleave(2, 1), y.repeat_interleave(2)
+
+    monkeypatch.setattr("sidestep.report.evidence.collect", doubled)
+    write_evidence(digits(), tmp_path, costs=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "uncertainty.json"]
+    assert read(tmp_path / "uncertainty.json")["samples"] == 2 * 359
+
+
+def test_where_uncertainty_cannot_be_kept_the_old_file_stays_whole_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keep_uncertainty(tmp_path, {"samples": 1})
+    assert capsys.readouterr() == ("", "")
+
+    def refused(says: str) -> None:
+        assert not keep_uncertainty(tmp_path, {"samples": 2})
+        out, err = capsys.readouterr()
+        assert out == "" and "uncertainty.json was not written" in err and says in err and err.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["uncertainty.json"]
+        assert read(tmp_path / "uncertainty.json") == {"samples": 1}
+
+    with only_writer(tmp_path):
+        refused("is being written by another process")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)  # the new file is written, and lost
+    refused("No space left on device")
 
 
 def test_costs_are_not_measured_where_they_are_not_asked_for(tmp_path: Path) -> None:
     write_evidence(digits(), tmp_path, costs=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "examples.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "examples.json", "uncertainty.json"]
 
 
 def test_right_samples_come_first_by_how_far_their_belief_moved_then_a_wrong_one() -> None:

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from sidestep.report.drawing import apart, depth
-from sidestep.report.figures import Line, curves, descent, differences, dots, slack
+from sidestep.report.figures import (
+    Line,
+    confidences,
+    curves,
+    descent,
+    differences,
+    dots,
+    reliability,
+    risk_coverage,
+    slack,
+)
 from sidestep.report.figures import lines as named_lines
 
 
@@ -75,6 +85,47 @@ def test_slack_shows_the_share_of_positive_samples_and_its_quantiles_in_place() 
     assert thin[1][0] == zero and thick[0][1] == thin[0][1]
     # 25 to 75 % is half as wide as 5 to 95 %; SVG has six digits.
     assert thin[1][0] - thin[0][0] == pytest.approx(2 * (thick[1][0] - thick[0][0]), abs=1e-4)
+
+
+def test_reliability_stands_beside_the_diagonal_on_equal_axes() -> None:
+    raw, after = Line("raw", [0.56, 0.7, 1.0], [0.6, 0.65, 1.0]), Line("T = 2.00", [0.5, 0.6, 0.9], [0.6, 0.65, 1.0])
+    svg = reliability("a", [raw, after])
+    assert ">raw<" in svg and ">T = 2.00<" in svg and set(ticks(svg)) == {"50", "60", "70", "80", "90", "100"}
+    ((left, bottom), (right, top)) = lines(svg, "var(--muted)", 2)[0]
+    for line, colour in ((raw, "var(--accent)"), (after, "var(--line-2)")):
+        for (x, y), c, a in zip(lines(svg, colour, 3)[0], line.x, line.y, strict=True):
+            # From 50 %, the least number, to 100 %; 1e-4: SVG has six digits.
+            assert (x - left) / (right - left) == pytest.approx(2 * c - 1, abs=1e-4)
+            assert (y - bottom) / (top - bottom) == pytest.approx(2 * a - 1, abs=1e-4)
+    assert {"90", "100"} < set(ticks(reliability("a", [Line("raw", [1.0], [1.0])])))  # all sure, all right
+
+
+def test_risk_over_coverage_is_a_line_a_block_and_one_for_their_mean() -> None:
+    risks = np.array([[0.0, 0.1, 0.4], [np.nan] * 3, [0.1, 0.1, 0.2]])
+    svg = risk_coverage("a", [0.25, 0.5, 1.0], risks, np.array([0.0, 0.0, 0.1]))
+    assert [name for name in ("block 1", "block 2", "block 3", "mean") if f">{name}<" in svg] == [
+        *("block 1", "block 3", "mean")
+    ]
+    (first,), (third,), (mean,) = (lines(svg, c, 3) for c in (last_block(35), last_block(), "var(--ink)"))
+    left, floor = mean[0]
+    unit = (third[0][1] - floor) / 0.1
+    assert (mean[2][0] - left) / (mean[1][0] - left) == pytest.approx(3, abs=1e-4)  # SVG has six digits
+    heights = [(y - floor) / unit for line in (first, third, mean) for _, y in line]
+    assert heights == pytest.approx([0, 0.1, 0.4, 0.1, 0.1, 0.2, 0, 0, 0.1], abs=1e-4)
+    alone = risk_coverage("a", [0.25, 0.5, 1.0], risks, None)
+    assert ">mean<" not in alone and lines(alone, "var(--ink)", 3) == []
+
+
+def test_confidences_inside_and_outside_are_steps_as_high_as_their_shares() -> None:
+    svg = confidences("a", [0.0, 0.25, 0.75], [0.5, 0.5, 0.0])
+    assert ">inside<" in svg and ">outside<" in svg
+    (inside,), (outside,) = (lines(svg, colour, 8) for colour in ("var(--accent)", "var(--line-2)"))
+    floor = inside[0][1]
+    unit = (inside[5][1] - floor) / 0.75
+    for steps, shares in ((inside, [0, 0, 0.25, 0.25, 0.75, 0.75]), (outside, [0.5, 0.5, 0.5, 0.5, 0, 0])):
+        assert [(y - floor) / unit for _, y in steps[1:-1]] == pytest.approx(shares, abs=1e-4)  # SVG has six digits
+        widths = np.diff([x for x, _ in steps[1:-1]])
+        assert widths[[0, 2, 4]] == pytest.approx(np.full(3, widths[0]), abs=1e-4)
 
 
 def test_every_run_is_a_dot_beside_its_group() -> None:
