@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sidestep.api import compare, fit
     from sidestep.core.cut import CutPlan, cut
-    from sidestep.core.task import Task
+    from sidestep.core.task import Classification, Regression, Task
     from sidestep.engines.streaming import Streaming
     from sidestep.engines.update import UpdateRule
     from sidestep.measure.isolation import measure as audit
@@ -27,9 +27,11 @@ _WHERE = {
     "SID": "methods.sid",
     "Backprop": "methods.backprop",
     "BackpropCheckpointed": "methods.backprop",
+    "Classification": "core.task",
     "CutPlan": "core.cut",
     "DeepSupervision": "methods.deep_supervision",
     "LocalCE": "methods.local_ce",
+    "Regression": "core.task",
     "Run": "run",
     "Streaming": "engines.streaming",
     "Task": "core.task",
@@ -46,9 +48,11 @@ __all__ = [
     "SID",
     "Backprop",
     "BackpropCheckpointed",
+    "Classification",
     "CutPlan",
     "DeepSupervision",
     "LocalCE",
+    "Regression",
     "Run",
     "Streaming",
     "Task",

@@ -15,7 +15,7 @@ from sidestep.core.block import Chain
 from sidestep.core.cut import CutPlan
 from sidestep.core.keys import global_rng, key
 from sidestep.core.method import Method
-from sidestep.core.task import Task
+from sidestep.core.task import Classification, Regression, Task
 from sidestep.core.units import evaluating
 from sidestep.data.augment import parse
 from sidestep.data.order import Batches, eval_batches
@@ -79,16 +79,24 @@ class Assembly:
         return isinstance(self.data.train, Samples) and self.data.train.text
 
     def answers(self, source: Source) -> Iterator[tuple[list[Tensor | None], Tensor]]:
-        """Every block's logits (N, C), None without a read-out, and the labels (N,); tokens with labels are samples."""
+        """Every block's answer, None without a read-out, and the targets; tokens with labels count as samples."""
         for x, y in self.eval_batches(source):
-            logits = self.engine.predict(x)
-            yield [None if block is None else block.flatten(0, -2) for block in logits], y.flatten()
+            found = self.engine.predict(x)
+            if self.task.per_token:
+                found, y = [None if block is None else block.flatten(0, -2) for block in found], y.flatten()
+            yield found, y
 
     def eval_batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order, as the network wants them."""
         data = self.data
         return eval_batches(
-            source, EVAL_BATCH, mean=data.mean, std=data.std, device=self.device, channels_last=self.channels_last
+            source,
+            EVAL_BATCH,
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+            channels_last=self.channels_last,
+            reconstruct=self.config.target == "inputs",
         )
 
     def parameter_counts(self) -> tuple[int, int]:
@@ -166,7 +174,7 @@ def assemble(
     precision = choose_precision(config.precision, device)
     method = method or build_method(config)
     data = data or load_data(config)
-    images = len(data.train.shape) == 3
+    images, reconstruct = len(data.train.shape) == 3, config.target == "inputs"
     batches = Batches(
         data.train,
         config.batch_size,
@@ -176,15 +184,19 @@ def assemble(
         std=data.std,
         device=device,
         channels_last=images,
+        reconstruct=reconstruct,
     )
     x, y = batches(0)
-    task = Task(data.train.num_classes, x[:2], per_token=not y.is_floating_point() and y.dim() > 1)
+    if reconstruct or not data.train.num_classes:
+        task: Task = Regression(y.shape[1:], x[:2])
+    else:
+        task = Classification(data.train.num_classes, x[:2], per_token=not y.is_floating_point() and y.dim() > 1)
     with global_rng(key(config.seed, "init"), device):
         if model is None:
-            model = models.build(config.model, data.train.shape, task.num_classes, **config.model_options)
+            model = models.build(config.model, data.train.shape, task.outputs, **config.model_options)
         place(model, device, images)
         chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
-    check_classes(model, task)
+    check_answer(model, task)
     for _, module in chain.parts():
         place(module, device, images)
     resolved = replace(
@@ -218,13 +230,17 @@ def place(module: nn.Module, device: torch.device, images: bool) -> None:
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def check_classes(model: nn.Module, task: Task) -> None:
-    """Refuse a network whose answer has not one logit a class."""
+def check_answer(model: nn.Module, task: Task) -> None:
+    """Refuse a network whose answer has not one logit a class, or two numbers for each that is to be predicted."""
     with torch.no_grad(), evaluating(model):
         out: Tensor = model(task.sample)
-    expected = (*task.label_shape(task.sample), task.num_classes)
+    expected = task.answer_shape(task.sample)
     if out.shape != expected:
+        meaning = "means and log-precisions; change its last layer, or give integers if the targets are classes."
+        if isinstance(task, Classification):
+            meaning = (
+                f"logits for the data's {task.num_classes} classes; change the network's last layer or num_classes."
+            )
         raise UsageError(
-            f"the network answers with shape {tuple(out.shape[1:])}, expected {expected[1:]}, logits for the "
-            f"data's {task.num_classes} classes; change the network's last layer or num_classes."
+            f"the network answers with shape {tuple(out.shape[1:])}, expected {tuple(expected[1:])} {meaning}"
         )

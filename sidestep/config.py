@@ -64,6 +64,9 @@ class TrainConfig:
     augment: str = field(metadata=about("data", "none, or some of crop,flip,cutout:8,randaugment:2,mixup:0.2"))
     label_noise: float = field(default=0.0, metadata=about("data", "share of training labels drawn anew", RATE))
     val_fraction: float = field(metadata=about("data", "share of training samples held out to select on", FRACTION))
+    target: Literal["labels", "inputs"] = field(
+        default="labels", metadata=about("data", "what is learnt (default: inputs for an autoencoder, else labels)")
+    )
     context: int | None = field(
         default=None, metadata=about("data", "tokens a sample, of a text or generated task; none is its own", COUNT)
     )
@@ -169,7 +172,7 @@ def resolve(
     wanted = word("recipe", "auto")
     recipe = recipe_for(data, model) if wanted == "auto" else recipe_named(wanted)
 
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"target": "inputs"} if model in models.RECONSTRUCTING else {}
     for layer in ({k: Given(v, f"recipe {recipe.name}: ") for k, v in recipe.keys_for(name).items()}, *layers):
         values |= {key: _valid(key, given, model) for key, given in layer.items()}
     values |= {"model": model, "recipe": recipe.name} | ({"out": home} if home else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidestep.assemble import Assembly
+from sidestep.core.task import Classification, Regression
 from sidestep.data.samples import Source
 from sidestep.errors import DataError
 from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 from sidestep.measure.probes import probe_table
 from sidestep.measure.probes import probes as measure_probes
+from sidestep.measure.regression import Errors, deviation_table, deviations
 from sidestep.measure.uncertainty import other_data, uncertainty_table
 from sidestep.measure.uncertainty import uncertainty as measure_uncertainty
 
-MEASURES = ("accuracy", "nll", "brier", "ece")
+SHOWN = {"accuracy": "acc %", "nll": "NLL", "brier": "Brier", "ece": "ECE", "rmse": "RMSE"}
+WIDTH = {"accuracy": 6}
 IDENTITY_TOLERANCE = 1e-9  # of the size of the terms
 
 
 def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[str, object]:
     """Accuracy, NLL (nats), Brier score and ECE of every block, None for a block without a read-out.
 
+    Of targets that are numbers: NLL (nats a number) and root mean squared error.
+
     noise: the share of training labels that were redrawn at random, if `source` is clean: it makes P(y|x) known to the
     belief curves, which stand under `descent` where the method has a theory of them.
     """
     task = assembly.task
-    scores: list[Scores | None] = []
+    scores: list[Scores | Errors | None] = []
     curves: list[Mapping[str, Tensor]] = []
     for logits, y in assembly.answers(source):
-        scores = scores or [None if block is None else Scores() for block in logits]
+        new = partial(Errors, task) if isinstance(task, Regression) else Scores
+        scores = scores or [None if block is None else new() for block in logits]
         for score, block in zip(scores, logits, strict=True):
             if score is not None and block is not None:
                 score.update(block, y)
+        if not isinstance(task, Classification):
+            continue
         beliefs = [block for block in logits if block is not None]
         p_y = (1 - noise) * F.one_hot(y, task.num_classes).double() + noise / task.num_classes
         if curve := assembly.method.descent(beliefs, y, task, p_y):
             curves.append(curve)
     results = [None if score is None else score.result() for score in scores]
-    found: dict[str, object] = {m: [None if r is None else r[m] for r in results] for m in MEASURES}
+    measures = next((r for r in results if r is not None), {})
+    found: dict[str, object] = {m: [None if r is None else r[m] for r in results] for m in measures}
     if curves:
         found["descent"] = summarise(curves)
     return found
+
+
+def named(part: str, measured: Mapping[str, Any]) -> dict[str, object]:
+    """What a summary has of `evaluate`'s measures: the network's answer, and every block's."""
+    found = {m: values for m, values in measured.items() if m in SHOWN}
+    summary: dict[str, object] = {f"{part}_{m}": last(found, m) for m in found}
+    return summary | {f"block_{part}_{m}": values for m, values in found.items()}
 
 
 def last(measured: Mapping[str, object], name: str) -> float:
@@ -74,12 +91,14 @@ def run(
     other = None if ood is None else other_data(assembly, ood)
     measured = evaluate(assembly, source, noise=assembly.config.label_noise if part == "test" else 0.0)
     result = {"run": str(path), **{k: finished.summary[k] for k in ("method", "model", "data", "selected")}}
-    result |= {f"{part}_{m}": last(measured, m) for m in MEASURES}
-    result |= {f"block_{part}_{m}": measured[m] for m in MEASURES}
+    result |= named(part, measured)
     if descent:
         result["descent"] = measured.get("descent")
     tables = [block_table(result, part)]
-    if uncertainty or other is not None:
+    if uncertainty and isinstance(assembly.task, Regression):
+        result["uncertainty"] = found = deviations(assembly, source)
+        tables.append(deviation_table(found, part))
+    elif uncertainty or other is not None:
         result["uncertainty"] = found = measure_uncertainty(assembly, source, other)
         # It shows what the plain table does, and more; only the belief curves it has not.
         tables = [*(tables if descent else []), uncertainty_table(found)]
@@ -96,10 +115,10 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     rate, step = summary["samples_per_second"], summary["step_ms"]
     speed = f"{rate:.0f} samples/s, {step:.1f} ms a step, " if step else ""
     judged = (
-        f"test accuracy {100 * summary['test_accuracy']:.2f} %  ({summary['selected']})\n{block_table(summary)}"
-        if "test_accuracy" in summary
-        else f"validation accuracy {100 * summary['val_accuracy']:.2f} %  ({summary['selected']}; test set not read)"
-        if summary["val_accuracy"] is not None
+        f"test {in_words('test', summary)}  ({summary['selected']})\n{block_table(summary)}"
+        if "test_nll" in summary
+        else f"validation {in_words('val', summary)}  ({summary['selected']}; test set not read)"
+        if summary["val_accuracy"] is not None or "val_loss" in summary
         else f"judged on nothing  ({summary['selected']}; test set not read, and no validation samples)"
     )
     page = f"\nreport: {folder / 'report.html'}" if (folder / "report.html").exists() else ""
@@ -111,20 +130,30 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
     )
 
 
+def in_words(part: str, summary: Mapping[str, Any]) -> str:
+    """What the network is judged by: accuracy, or its loss."""
+    if (loss := summary.get(f"{part}_loss")) is not None:
+        bits = summary.get(f"{part}_bits_per_character")
+        return f"loss {loss:.4f} nats" + ("" if bits is None else f", {bits:.4f} bits a character")
+    return f"accuracy {100 * summary[f'{part}_accuracy']:.2f} %"
+
+
 def block_table(summary: Mapping[str, Any], part: str = "test") -> str:
     """One line per block, 80 columns wide, with the belief curves beside it if there are any."""
     curves = summary.get("descent")
-    head = f"{'block':>5}  {'acc %':>6} {'NLL':>7} {'Brier':>7} {'ECE':>7}"
+    measures = [m for m in SHOWN if f"block_{part}_{m}" in summary]
+    head = f"{'block':>5} " + "".join(f" {SHOWN[m]:>{WIDTH.get(m, 7)}}" for m in measures)
     if curves:
         head += f" {'D':>7} {'D (T5)':>7} {'C':>7} {'e':>8} {'e > 0 %':>8}"
     lines = [head]
     if curves:
         lines.append(f"{0:>5}" + " " * 33 + f"{curves['D'][0]:7.4f} {curves['D_population'][0]:7.4f}")
-    for i, (accuracy, *rest) in enumerate(zip(*(summary[f"block_{part}_{m}"] for m in MEASURES), strict=True)):
-        if accuracy is None:
+    for i, values in enumerate(zip(*(summary[f"block_{part}_{m}"] for m in measures), strict=True)):
+        if values[0] is None:
             lines.append(f"{i + 1:>5}  (no read-out)")
             continue
-        line = f"{i + 1:>5}  {100 * accuracy:6.2f} " + " ".join(f"{value:7.4f}" for value in rest)
+        cells = [f" {100 * v:6.2f}" if m == "accuracy" else f" {v:7.4f}" for m, v in zip(measures, values, strict=True)]
+        line = f"{i + 1:>5} " + "".join(cells)
         if curves:
             line += f" {curves['D'][i + 1]:7.4f} {curves['D_population'][i + 1]:7.4f} {curves['C'][i]:7.4f}"
             line += f" {curves['e'][i]:8.4f} {100 * curves['e_positive'][i]:8.2f}"

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save
 
 from sidestep.assemble import Assembly
+from sidestep.core.task import Regression
+from sidestep.evaluate import in_words
 from sidestep.files import write_bytes_atomic, write_text_atomic
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
@@ -36,9 +38,8 @@ def card(assembly: Assembly, summary: dict[str, Any]) -> str:
     normalised = "taken as it is"
     if data.mean:
         normalised = f"normalised by mean ({numbers(data.mean)}) and standard deviation ({numbers(data.std)})"
-    judged = (
-        f"{100 * summary['test_accuracy']:.2f} % on test" if "test_accuracy" in summary else "not judged on test data"
-    )
+    judged = f"test {in_words('test', summary)}" if "test_nll" in summary else "not judged on test data"
+    meaning = "means, then log-precisions" if isinstance(assembly.task, Regression) else "logits"
     return f"""---
 library_name: sidestep
 tags: [{config.method}]
@@ -46,11 +47,11 @@ metrics: [accuracy]
 ---
 # {config.model} trained by {config.method} on {config.data}
 
-Accuracy {judged} ({summary["selected"]}), seed {config.seed}, {config.epochs} epochs.
+{judged[0].upper()}{judged[1:]} ({summary["selected"]}), seed {config.seed}, {config.epochs} epochs.
 Trained without a global backward pass where the method allows it; see `audit.json` beside this folder.
 
 - input: {tuple(data.train.shape)}, {normalised}
-- output: logits of {assembly.task.num_classes} classes
+- output: {tuple(assembly.task.answer_shape(assembly.task.sample)[1:])}, {meaning}
 - method: {assembly.method.reference}, {assembly.method!r}
 - blocks: {config.blocks}, cut before {", ".join(config.at) or "nothing"}
 - sidestep commit {summary["commit"]}, torch {summary["torch"]}

@@ -20,8 +20,10 @@ from torch import Tensor
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, TrainConfig, to_toml
+from sidestep.core.task import Classification, Regression
+from sidestep.core.units import evaluating
 from sidestep.errors import DataError, Diverged, UsageError
-from sidestep.evaluate import MEASURES, evaluate, last, summary_text
+from sidestep.evaluate import evaluate, last, named, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import readouts
@@ -44,6 +46,7 @@ from sidestep.run import (
 )
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
+ANGLES = 64  # inputs whose gradients are compared with a method's own feedback
 
 
 class Stopped(Exception):
@@ -129,11 +132,21 @@ class Trainer:
                 self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
             self.progress.note(f"epoch {epoch}: validation {shown}")
+        if angles := self.angles():
+            row["angles"] = angles
         if self.config.test == "epochs" and self.assembly.test is not None:
             row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
         self.history.append(row)
         if self.folder:
             files.append_jsonl(self.folder / METRICS, row)
+
+    @torch.no_grad()
+    def angles(self) -> list[float | None]:
+        """Between a method's own feedback and backpropagation's, on a few inputs that training has seen."""
+        assembly, chain = self.assembly, self.engine.inference_chain
+        x, _ = assembly.batches(self.engine.steps - 1)
+        with evaluating(*(part for _, part in chain.parts())):
+            return list(assembly.method.angles(chain, x[:ANGLES], assembly.task))
 
     def check_finite(self) -> None:
         """Refuse to go on, or to save, once a loss or a parameter is infinite or NaN.
@@ -204,7 +217,7 @@ class Trainer:
         """Put the parameters to be judged in place; say which they are."""
         if self.config.select == "best" and self.best is not None:
             state, epoch = self.best_state, self.best[1] // self.assembly.batches.steps_per_epoch
-            measure = "loss" if self.assembly.text else "accuracy"
+            measure = "loss" if by_loss(self.assembly) else "accuracy"
             words = f"best validation {measure}, epoch {epoch} of {self.config.epochs}"
         else:
             state, words = to_parts(self.engine.inference_chain), f"last epoch, {self.config.epochs}"
@@ -229,8 +242,8 @@ class Trainer:
             "epochs": config.epochs,
             "selected": selected,
             "train_samples": len(data.train),
-            "val_accuracy": on_val and last(on_val, "accuracy"),
-            "block_val_accuracy": on_val and on_val["accuracy"],
+            "val_accuracy": last(on_val, "accuracy") if on_val and "accuracy" in on_val else None,
+            "block_val_accuracy": on_val and on_val.get("accuracy"),
             "curve": curve(self.history),
             **({} if on_val is None else losses(self.assembly, "val", on_val)),
         }
@@ -244,11 +257,10 @@ class Trainer:
         summary = self.summary()
         if test is not None:
             measured = evaluate(assembly, test, noise=self.config.label_noise)
-            summary |= {"test_samples": len(test)} | {f"test_{m}": last(measured, m) for m in MEASURES}
-            summary |= {f"block_test_{m}": measured[m] for m in MEASURES} | losses(assembly, "test", measured)
+            summary |= {"test_samples": len(test)} | named("test", measured) | losses(assembly, "test", measured)
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
-        if (read := readouts(assembly)) is not None:
+        if isinstance(assembly.task, Classification) and (read := readouts(assembly)) is not None:
             summary["readouts"] = read
         seconds, steps = self.timed
         summary |= {
@@ -292,20 +304,25 @@ def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -
 
 
 def judged(assembly: Assembly, measured: Mapping[str, object]) -> tuple[float, str]:
-    """What epochs are chosen by, more being better, and in words: accuracy, or a text's likelihood."""
-    if assembly.text:
+    """What epochs are chosen by, more being better, and in words: accuracy, or likelihood."""
+    if by_loss(assembly):
         loss = last(measured, "nll")
-        return -loss, f"loss {loss:.4f} nats a character, accuracy {100 * last(measured, 'accuracy'):.2f} %"
+        return -loss, f"loss {loss:.4f} nats"
     accuracy = last(measured, "accuracy")
     return accuracy, f"accuracy {100 * accuracy:.2f} %"
 
 
+def by_loss(assembly: Assembly) -> bool:
+    """Whether a run is judged by its likelihood: of a text, and of targets that are numbers."""
+    return assembly.text or isinstance(assembly.task, Regression)
+
+
 def losses(assembly: Assembly, part: str, measured: Mapping[str, object]) -> dict[str, object]:
-    """What a text's summary has besides: the loss in nats a character, of all blocks too, and in bits."""
-    if not assembly.text:
+    """What such a run's summary has besides: the loss in nats, of all blocks too, and of a text in bits."""
+    if not by_loss(assembly):
         return {}
     loss = last(measured, "nll")
-    bits = {f"{part}_bits_per_character": loss / math.log(2)}
+    bits = {f"{part}_bits_per_character": loss / math.log(2)} if assembly.text else {}
     return {f"{part}_loss": loss, f"block_{part}_loss": measured["nll"]} | bits
 
 
@@ -314,7 +331,8 @@ def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     found = {"train_loss": [math.fsum(v for v in row["train_loss"] if v is not None) for row in history]}
     for part in ("val", "test"):
         if history and all(part in row for row in history):
-            found[f"{part}_accuracy"] = [last(row[part], "accuracy") for row in history]
+            measure, name = ("accuracy", "accuracy") if "accuracy" in history[0][part] else ("nll", "loss")
+            found[f"{part}_{name}"] = [last(row[part], measure) for row in history]
     return found
 
 

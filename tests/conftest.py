@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sidestep.core.block import Chain
 from sidestep.core.method import Method
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
@@ -130,8 +130,8 @@ def some_batch(seed: int = 0, size: int = 16) -> tuple[torch.Tensor, torch.Tenso
     return torch.randn(size, 2, 8, 8, generator=g), torch.randint(CLASSES, (size,), generator=g)
 
 
-def small_task() -> Task:
-    return Task(CLASSES, some_batch()[0][:2])
+def small_task() -> Classification:
+    return Classification(CLASSES, some_batch()[0][:2])
 
 
 def sgd(lr: float = 0.05, **more: object) -> UpdateRule:

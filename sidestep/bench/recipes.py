@@ -89,6 +89,9 @@ GPT = replace(
     batch_size=64,
     clip=1.0,
 )
+AUTOENCODER = replace(
+    MLP, name="autoencoder", note="as mlp, at three times the rate: nets with BatchNorm take it", lr=3e-3
+)
 AUTHORS = replace(
     MLP,
     name="sid-authors",
@@ -126,6 +129,8 @@ RECIPES: dict[str, Recipe] = {
         replace(VIT, name="vit-fashion-mnist", augment="flip"),
         replace(VIT, name="vit-cifar", augment="crop,flip"),
         GPT,
+        AUTOENCODER,
+        replace(AUTOENCODER, name="autoencoder-digits", batch_size=64, epochs=30),
         AUTHORS,
     )
 }
@@ -144,6 +149,7 @@ FAMILIES: dict[str, str] = {
     "vit_tiny": "vit",
     "gpt": "gpt",
     "encoder": "gpt",
+    "autoencoder": "autoencoder",
 }
 """Which rows are for which model."""
 

@@ -18,6 +18,7 @@ from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainSte
 from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
+from sidestep.core.task import classes
 from sidestep.engines.streaming import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
@@ -197,7 +198,13 @@ def reference_for(assembly: Assembly) -> ReferenceSID:
     extractor = copy.deepcopy(hub).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     with torch.no_grad():
         width = extractor(assembly.task.sample.contiguous()).shape[1]
-    return ReferenceSID(extractor, width, assembly.task.num_classes, assembly.config.blocks, float(alpha))
+    return ReferenceSID(
+        extractor,
+        width,
+        classes(assembly.task, "--against reference").num_classes,
+        assembly.config.blocks,
+        float(alpha),
+    )
 
 
 def train_both(config: TrainConfig, seeds: int) -> dict[str, list[float]]:

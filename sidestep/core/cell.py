@@ -13,7 +13,7 @@ from .block import Block
 from .emit import Emit, Message
 from .keys import generator, global_rng, key
 from .program import Pass
-from .task import Task
+from .task import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Batch:
     """One (micro-)batch.  y is None at inference."""
 
     x: Tensor  # (B, ...)
-    y: Tensor | None  # (B,) class indices or (B, C) soft labels
+    y: Tensor | None  # targets, as the task has them
     step: int = 0
     micro: int = 0
     progress: float | None = None  # share of the run's steps that is done; None where nobody said how many there are
@@ -50,8 +50,9 @@ class Cell:
         return self.batch.y is not None
 
     def target(self, smoothing: float = 0.0) -> Tensor:
-        """The target distribution of `Task.target`, (B, C), made once for all blocks."""
+        """The target distribution of `Classification.target`, (..., C), made once for all blocks."""
         made = self.batch.targets
+        assert isinstance(self.task, Classification), "a method for classes ran on another task"
         if smoothing not in made:
             made[smoothing] = self.task.target(self.y, smoothing)
         return made[smoothing]

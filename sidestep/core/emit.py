@@ -25,5 +25,5 @@ class Emit:
     pull: tuple[tuple[Tensor, Tensor], ...] = ()  # (output, its gradient): vector-Jacobian products to take
     send_grad: Message = ()  # leaves whose .grad, after backward, is appended to `send`
     keep: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # for later passes at this block
-    logits: Tensor | None = None  # (B, C) a read-out, for inference and per-block metrics
+    logits: Tensor | None = None  # a read-out, as the task has answers: for inference and per-block metrics
     metrics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # detached scalars

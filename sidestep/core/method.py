@@ -56,6 +56,14 @@ class Method(ABC):
         """
         return {}
 
+    def angles(self, chain: Chain, x: Tensor, task: Task) -> Sequence[float | None]:
+        """Degrees between what teaches each block's features and the gradient backpropagation would send there.
+
+        Of a method that sends feedback of its own; empty for others.  x: some inputs, over which the gradient's mean is
+        taken; None for a block whose feedback is that gradient by construction.
+        """
+        return ()
+
     def export(self, chain: Chain) -> nn.Module:
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
         return nn.Sequential(*(block.net for block in chain.blocks))

@@ -50,8 +50,8 @@ class Augment:
         Returns x as float (images in 0..1, tokens as they are) and y, which mixup turns into (N, num_classes) shares
         that sum to 1.
         """
-        if self.mixup and not (x.is_floating_point() or x.dtype == torch.uint8):
-            raise UsageError("mixup is for images and floats, got tokens; use --augment none.")
+        if self.mixup and (y.is_floating_point() or not (x.is_floating_point() or x.dtype == torch.uint8)):
+            raise UsageError("mixup is for images and floats with classes, got tokens or numbers; use --augment none.")
         if x.dtype != torch.uint8 and (self.crop or self.flip or self.randaugment or self.cutout):
             raise UsageError("crop, flip, randaugment and cutout are for uint8 images; these samples admit mixup only.")
         if self.crop or self.flip:

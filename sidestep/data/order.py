@@ -26,7 +26,8 @@ class Batches:
     there.
 
     mean, std: one value a channel (dimension 1), for images in 0..1; empty to leave the samples as they are.
-    Raises DataError where there are fewer samples than a batch.
+    reconstruct: the targets are the samples themselves, as `intensities`.  Raises DataError where there are fewer
+    samples than a batch.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Batches:
         std: Sequence[float],
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        reconstruct: bool = False,
     ):
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}; expected at least 1.")
@@ -52,13 +54,15 @@ class Batches:
         self._device = torch.device(device)
         self._source, self._home = _settle(source, self._device)
         self._batch_size, self._seed, self._augment = batch_size, seed, augment or Augment()
+        self._reconstruct = reconstruct
         self._normalise = _normaliser(mean, std, self._device, channels_last)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step, counted from 0 over all epochs, on the device.
 
-        Returns x (B, ...) float32, normalised, and y (B,) int64 or, after mixup, (B, classes) float32.
+        Returns x (B, ...) float32, normalised, and y (B,) int64 or, after mixup, (B, classes) float32; or the targets
+        of a regression, float32.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
@@ -66,7 +70,10 @@ class Batches:
         start = batch * self._batch_size
         x, y = self._source.fetch(self._order[start : start + self._batch_size])
         random = generator(key(self._seed, "augment", step), self._device)
+        rounded = x.dtype == torch.uint8
         x, y = self._augment(x.to(self._device), y.to(self._device), random, self._source.num_classes)
+        if self._reconstruct:
+            y = intensities(x, generator(key(self._seed, "intensities", step), self._device) if rounded else None)
         return self._normalise(x), y
 
 
@@ -78,12 +85,29 @@ def eval_batches(
     std: Sequence[float],
     device: torch.device | str = "cpu",
     channels_last: bool = False,
+    reconstruct: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample once, in order, unaugmented, as `Batches` would normalise it; the last batch may be short."""
     normalise = _normaliser(mean, std, device, channels_last)
-    for indices in torch.arange(len(source)).split(batch_size):
-        x, y = source.fetch(indices)
-        yield normalise(to_float(x.to(device))), y.to(device)
+    for number, indices in enumerate(torch.arange(len(source)).split(batch_size)):
+        raw, y = source.fetch(indices)
+        x, y = to_float(raw.to(device)), y.to(device)
+        if reconstruct:
+            random = generator(key(0, "intensities", "held out", number), x.device)
+            y = intensities(x, random if raw.dtype == torch.uint8 else None)
+        yield normalise(x), y
+
+
+def intensities(x: Tensor, random: torch.Generator | None) -> Tensor:
+    """What a network that reconstructs x is to answer: x itself, or with `random` where x in 0..1 was rounded to bytes.
+
+    A byte n stands for any number between n / 256 and (n + 1) / 256, and one of them is drawn: else a density could be
+    as large as one likes where a pixel is always black (Theis et al., arXiv:1511.01844, section 3.1).
+    """
+    if random is None:
+        return x.clone()
+    noise = torch.rand(x.shape, generator=random, device=x.device, dtype=x.dtype)
+    return (255 * x + noise) / 256
 
 
 def _settle(source: Source, device: torch.device) -> tuple[Source, torch.device]:

@@ -18,7 +18,7 @@ from sidestep.errors import DataError
 class Source(Protocol):
     """What a training loop reads: samples of one shape, fetched by index as new tensors.
 
-    Each has a class, or one for each of its tokens.
+    Each has a class, or one for each of its tokens; or numbers, and then there are no classes.
     """
 
     @property
@@ -26,7 +26,9 @@ class Source(Protocol):
     @property
     def num_classes(self) -> int: ...
     def __len__(self) -> int: ...
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]: ...  # (B,) -> x (B, ...), y (B,) or (B, T) int64
+    def fetch(
+        self, indices: Tensor
+    ) -> tuple[Tensor, Tensor]: ...  # (B,) -> x (B, ...), y (B,) or (B, T) int64, or (B, D) float32
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Samples:
     """Labelled samples held as tensors."""
 
     x: Tensor  # (N, C, H, W) uint8 images, (N, ...) float32, or (N, T) int64 tokens
-    y: Tensor  # (N,) int64, 0..C-1; or (N, T), one for every token
-    classes: tuple[str, ...]
+    y: Tensor  # (N,) int64, 0..C-1; or (N, T), one for every token; or (N, D, ...) float32
+    classes: tuple[str, ...]  # none where y is numbers
     name: str = ""
     text: bool = False  # a token's label is the next token
 
@@ -67,7 +69,7 @@ class DatasetSamples:
     """A map-style Dataset of (x, y), fetched item by item, so that its own transforms run each time.
 
     x: a tensor or array, taken as it is, or a PIL image, which becomes (C, H, W) uint8; every x of one shape.
-    y: an integer 0..num_classes-1, or (T,) of them, one for every token of x.
+    y: an integer 0..num_classes-1, or (T,) of them, one for every token of x; or (D,) floats.
 
     Each fetch checks what it got and raises DataError.
     """
@@ -75,7 +77,9 @@ class DatasetSamples:
     def __init__(self, data: Any, num_classes: int | None = None):
         _check_count(len(data), "the data set")
         self.data = data
-        self.num_classes = num_classes or 1 + max(int(torch.as_tensor(data[i][1]).max()) for i in range(len(data)))
+        self.numbers = torch.as_tensor(data[0][1]).is_floating_point()
+        labels = () if self.numbers else (int(torch.as_tensor(data[i][1]).max()) for i in range(len(data)))
+        self.num_classes = num_classes or 1 + max(labels, default=-1)
         self.shape = tuple(_tensor(data[0][0]).shape)
 
     def __len__(self) -> int:
@@ -90,7 +94,8 @@ class DatasetSamples:
                 raise DataError(
                     f"sample {i} has shape {tuple(x.shape)}; expected {self.shape} as sample 0 has; resize it."
                 )
-        x, y = torch.stack(xs), torch.stack([torch.as_tensor(y).long() for _, y in items])
+        x, y = torch.stack(xs), torch.stack([torch.as_tensor(y) for _, y in items])
+        y = numbers(y) if self.numbers else y.long()
         check_values(x, y, self.num_classes, "the data set", wanted)
         return x, y
 
@@ -107,6 +112,10 @@ def checked(part: Part, num_classes: int | None, name: str, where: str) -> Sampl
             "or (N, T) tokens of torch.int64."
         )
     tokens = dim == (2 if kind == torch.int64 else 3)
+    if y.is_floating_point() and len(y) == len(x):
+        _check_count(len(y), where)
+        check_values(x, y, 0, where)
+        return Samples(x, numbers(y), (), name)
     if y.is_floating_point() or y.shape not in (x.shape[:1], x.shape[: 2 if tokens else 1]):
         raise DataError(
             f"{where}: y is {tuple(y.shape)} of {y.dtype}; expected one integer for each of {len(x)} samples"
@@ -121,6 +130,11 @@ def checked(part: Part, num_classes: int | None, name: str, where: str) -> Sampl
     return Samples(x, y, classes, name, part.text)
 
 
+def numbers(y: Tensor) -> Tensor:
+    """Targets that are numbers as (N, D, ...) float32."""
+    return (y[:, None] if y.dim() == 1 else y).float()
+
+
 def _check_count(n: int, where: str) -> None:
     if n < 2:
         raise DataError(f"{where} has {n} sample{'' if n else 's'}; expected at least 2; add more.")
@@ -133,8 +147,10 @@ def check_values(x: Tensor, y: Tensor, num_classes: int, where: str, indices: Se
         i = int(bad.nonzero()[0, 0])
         return f"{where}: sample {indices[i] if indices else i}"
 
-    outside = (y < 0) | (y >= num_classes)
-    if outside.any():
+    if y.is_floating_point():
+        if not y.isfinite().all():
+            raise DataError(f"{first(~y.isfinite())} has a target that is NaN or Inf; correct or drop it.")
+    elif (outside := (y < 0) | (y >= num_classes)).any():
         label = int(y[outside][0])
         raise DataError(f"{first(outside)} has label {label}; expected 0..{num_classes - 1}; correct or drop it.")
     if x.is_floating_point() and not x.isfinite().all():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sidestep.assemble import EVAL_BATCH, Assembly
 from sidestep.core.emit import Message
+from sidestep.core.task import classes
 from sidestep.data.samples import Source
 from sidestep.engines.streaming import Streaming
 from sidestep.measure.calibration import accuracy, nll
@@ -33,6 +34,7 @@ def probes(assembly: Assembly, samples: int = 10_000) -> list[dict[str, Any]]:
     split the last fifth of those samples takes its place.  All three are None for a block that sends nothing; one that
     sends a belief and no features, as around a shared extractor, is probed on the belief.
     """
+    task = classes(assembly.task, "--probes")
     train, y = collect(assembly, assembly.data.train, samples)
     if assembly.data.val is not None:
         val, y_val = collect(assembly, assembly.data.val, len(assembly.data.val))
@@ -50,7 +52,7 @@ def probes(assembly: Assembly, samples: int = 10_000) -> list[dict[str, Any]]:
         spread, centre = torch.std_mean(h, 0, correction=0)
         spread[spread <= 1e-6 * centre.abs()] = 1  # a constant: what float32 left of it is not to be blown up
         h, h_val = ((part - centre) / spread for part in (h, h_val))
-        answers = [(l2, h_val @ w + b) for l2, w, b in regressions(h, y, assembly.task.num_classes)]
+        answers = [(l2, h_val @ w + b) for l2, w, b in regressions(h, y, task.num_classes)]
         l2, answer = min(answers, key=lambda fitted: nll(fitted[1], y_val).item())
         found.append({"accuracy": accuracy(answer, y_val).item(), "dimension": h.shape[1], "l2": l2})
     return found

@@ -16,6 +16,9 @@ the mean over classes alone.
 Block k learns f_k, twin_k and its read-outs from F_k; a_k's mean goes up, u_k goes down, both detached.  With w = 1 and
 E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from above, the messages given: any rho does.
 
+Where targets are numbers, p_k(y | z) = N(y; g_k(z)) with a decoder g_k of the block's own, the twin runs on the targets
+of the batch, and centred means over the batch.  F_k is then taken in nats a number.
+
 likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
 The prediction is made from alpha_K: by the twin's messages, or by the model's own classifier, trained beside F_K.
 
@@ -28,9 +31,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
@@ -39,14 +44,16 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
-from sidestep.core.task import Task
+from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.categorical import Categorical
 from sidestep.families.family import Family, at_least_float32, cross_entropy_bound
-from sidestep.nn.heads import Head, HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, logits, opened
+from sidestep.nn.heads import HeadKind
+from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.twins import Twin, TwinKind, twins
+
+from .local_heads import head_for
 
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["plug-in", "sample", "closed"]
@@ -110,10 +117,22 @@ class BLL(Method):
                 "got detach='both' with read_out='lifted', where nothing would teach the messages; use detach='kl'."
             )
 
+    def check_fit(self, task: Task) -> None:
+        """Refuse fields that are of classes only, where targets are numbers."""
+        if isinstance(task, Regression):
+            for name, value, only in (
+                ("likelihood", self.likelihood, "closed"),
+                ("detach", self.detach, "both"),
+                ("label_smoothing", self.label_smoothing, self.label_smoothing or None),
+            ):
+                if value == only:
+                    raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
+
     def law(self) -> Family:
         return Categorical(self.states) if self.family == "categorical" else family_class(self.family)()
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        self.check_fit(task)
         slices = plan(model, task.sample)
         law, lifted, count = self.law(), self.read_out == "lifted", len(slices.bodies)
         ends = [opened(body) for body in slices.bodies]
@@ -127,11 +146,15 @@ class BLL(Method):
             )
             for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
         ]
-        back = twins(self.twin, latents, task.num_classes, self.twin_width, self.head_width if lifted else 0)
+        of_classes = isinstance(task, Classification)
+        targets, embedding = (task.num_classes, self.head_width if lifted else 0) if of_classes else (numbers(task), 0)
+        back = twins(self.twin, latents, targets, self.twin_width, embedding, one_hot=of_classes)
         blocks: list[Block] = []
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
-            if lifted:
+            if isinstance(task, Regression):
+                extras["lift"] = head_for(task, slices.shapes[k], self.head, self.head_width, self.head_depth)
+            elif lifted:
                 extras["lift"] = lifting(
                     slices.shapes[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
                 )
@@ -147,11 +170,18 @@ class BLL(Method):
         return self.program()
 
     def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
-        return (torch.eye(task.num_classes, device=batch.x.device),)
+        if isinstance(task, Classification):
+            return (torch.eye(task.num_classes, device=batch.x.device),)
+        return () if batch.y is None else (batch.y.flatten(1),)
 
-    def feedback(self, cell: Cell, above: Tensor) -> Emit:
-        """above: the state of the twin block after, for every class; at the last block the classes themselves."""
-        state = cell.block.extras["twin"](above)
+    def feedback(self, cell: Cell, *above: Tensor) -> Emit:
+        """above: the state of the twin block after, for every class; at the last block the classes themselves.
+
+        Numbers that are to be predicted have no state.
+        """
+        if not above:
+            return Emit()
+        state = cell.block.extras["twin"](*above)
         return Emit(send=(state,), keep={"state": state})
 
     def match(self, cell: Cell, h: Tensor) -> Emit:
@@ -159,29 +189,39 @@ class BLL(Method):
         block, (latents, twin, lift) = cell.block, parts(cell.block)
         law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
-        state = twin(*self.sink(cell.batch, {}, cell.task)) if self.twin == "linear" else cell.kept["state"]
-        weights = twin.embeddings(state) if lift else twin.messages(state)
+        above = self.sink(cell.batch, {}, cell.task) if self.twin == "linear" else ()
+        state = twin(*above) if above else cell.kept.get("state")
+        weights = None if state is None or isinstance(cell.task, Regression) else self.weights(twin, state)
+        answer = partial(read, latents, weights=weights, lift=lift)
         a = latents(block.net(h))
         mean = law.mean(a)
         if not cell.training:
             passed = latents.passed_on(mean)
-            if "classifier" in block.extras:
-                return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            return Emit(send=(passed,), logits=logits(latents, mean, weights, lift))
-        messages = twin.messages(state) if lift else weights
-        own = of_label(messages, cell.y)
-        if self.centre == "prediction":
-            own = law.less(own, logits(latents, mean, weights, lift).softmax(-1).to(messages) @ messages)
-        rho = law.product(a, own, m)
+            said = block.extras["classifier"](passed) if "classifier" in block.extras else answer(mean)
+            return Emit(send=(passed,), logits=said)
+        assert state is not None
+        rho = law.product(a, self.own(cell, twin.messages(state), answer(mean)), m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a)
         miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
         passed = latents.passed_on(law.mean(fixed) if self.bootstrap else mean)
-        loss = (self.kl_weight * far + miss).mean()
+        loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
         if "classifier" in block.extras:
-            answer = block.extras["classifier"](latents.passed_on(mean))
-            loss = loss + cell.task.loss(answer, cell.y, self.label_smoothing)
+            said = block.extras["classifier"](latents.passed_on(mean))
+            loss = loss + cell.task.loss(said, cell.y, self.label_smoothing)
         return Emit(send=(passed,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+
+    def weights(self, twin: Twin, state: Tensor) -> Tensor:
+        """What a read-out of classes compares with."""
+        return twin.embeddings(state) if self.read_out == "lifted" else twin.messages(state)
+
+    def own(self, cell: Cell, messages: Tensor, answer: Tensor) -> Tensor:
+        """The message of every label, (..., N); of soft labels the mean one.  answer: what the block predicts."""
+        y, law = cell.y, parts(cell.block)[0].family
+        if isinstance(cell.task, Regression):
+            return messages
+        own = y @ messages if y.is_floating_point() else messages[y]
+        return law.less(own, answer.softmax(-1).to(messages) @ messages) if self.centre == "prediction" else own
 
     def mixed(self, cell: Cell) -> float:
         """m at this step."""
@@ -194,16 +234,54 @@ class BLL(Method):
             )
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 
-    def miss(self, cell: Cell, rho: Tensor, weights: Tensor) -> Tensor:
-        """-E_rho[log p_k(y | z)] of every label, (...), as `likelihood` has it."""
-        (latents, _, lift), t = parts(cell.block), cell.target(self.label_smoothing)
+    def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
+        """-E_rho[log p_k(y | z)] of every label, (...), or of all numbers of a sample, (B,), as `likelihood` has it."""
+        latents, _, lift = parts(cell.block)
         law = latents.family
         if self.likelihood == "closed":
-            return (t * cross_entropy_bound(law, rho, weights, check=False)).sum(-1)
+            assert weights is not None
+            prices = cross_entropy_bound(law, rho, weights, check=False)
+            return (cell.target(self.label_smoothing) * prices).sum(-1)
         seen = law.mean(rho)
         if self.likelihood == "sample":
             seen = law.statistic(law.sample(rho, cell.generator()))
-        return -(t * at_least_float32(logits(latents, seen, weights, lift)).log_softmax(-1)).sum(-1)
+        answer = read(latents, seen, weights, lift)
+        if isinstance(cell.task, Regression):
+            return cell.task.surprise(answer, cell.y).flatten(1).sum(1)
+        return -(cell.target(self.label_smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
+
+    def angles(self, chain: Chain, x: Tensor, task: Task) -> Sequence[float | None]:
+        """Between b_k(y) and the mean over x of d logit_y / d E[T(z_k)], both centred over classes.
+
+        The weights through which z_k reaches the network's answer are neither read nor copied by the twin (no weight
+        transport): at 90 degrees it knows nothing of them.  The last block's messages are its answer's weights, where
+        that is linear and its own.
+        """
+        if not isinstance(task, Classification):
+            return ()
+        classes = torch.eye(task.num_classes, device=x.device)
+        states, means, h = [classes], list[Tensor](), x
+        for block in reversed(chain.blocks):
+            states.insert(0, parts(block)[1](classes if self.twin == "linear" else states[0]))
+        with torch.enable_grad():
+            for block in chain.blocks:
+                latents = parts(block)[0]
+                means.append(latents.family.mean(latents(block.net(h))))
+                h = latents.passed_on(means[-1])
+            latents, twin, lift = parts(last := chain.blocks[-1])
+            if "classifier" in last.extras:
+                logits = last.extras["classifier"](h)
+            else:
+                logits = read(latents, means[-1], self.weights(twin, states[-2]), lift)
+            sums = logits.flatten(0, -2).mean(0)
+            gradients = zip(*(torch.autograd.grad(s, means, retain_graph=True) for s in sums), strict=True)
+        found: list[float | None] = []
+        for block, state, each in zip(chain.blocks, states, gradients, strict=False):
+            (latents, twin, lift), sent = parts(block), torch.stack([g.flatten(0, -2).sum(0) for g in each])
+            here, there = latents.family.passed_on(twin.messages(state)), latents.family.passed_on(sent)
+            given = block.is_last and lift is None and "classifier" not in block.extras
+            found.append(None if given else angle(here, there - there.mean(0)))
+        return found
 
     def export(self, chain: Chain) -> nn.Module:
         """x -> logits from the mean of alpha_K, the twin's last weights baked in; or the model's own classifier."""
@@ -217,23 +295,28 @@ class BLL(Method):
         if self.predict == "classifier":
             return nn.Sequential(*stages, last.extras["classifier"])
         latents, twin, lift = parts(last)
+        if not twin.classes:
+            return nn.Sequential(*stages, ReadOut(latents, None, lift))
         with torch.no_grad():
             device = next(last.parameters()).device
-            state = twin(torch.eye(twin.classes, device=device))
-            weights = twin.embeddings(state) if lift else twin.messages(state)
+            weights = self.weights(twin, twin(torch.eye(twin.classes, device=device)))
         return nn.Sequential(*stages, ReadOut(latents, weights, lift))
 
 
-def parts(block: Block) -> tuple[Latents, Twin, Head | None]:
+def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
     latents, twin = block.extras["latents"], block.extras["twin"]
-    lift = block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # a ModuleDict has no get
-    assert isinstance(latents, Latents) and isinstance(twin, Twin) and (lift is None or isinstance(lift, Head))
-    return latents, twin, lift
+    assert isinstance(latents, Latents) and isinstance(twin, Twin)
+    return latents, twin, block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # no get
 
 
-def of_label(messages: Tensor, y: Tensor) -> Tensor:
-    """The message of every label, (..., N); of soft labels the mean one."""
-    return y @ messages if y.is_floating_point() else messages[y]
+def angle(a: Tensor, b: Tensor) -> float:
+    """Between two tensors, in degrees."""
+    return math.degrees(math.acos(F.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1, 1).item()))
+
+
+def numbers(task: Task) -> int:
+    """How many numbers a target has that F_k is a sum over."""
+    return task.shape.numel() if isinstance(task, Regression) else 1
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
-from sidestep.core.task import Task
+from sidestep.core.task import Task, classes
 from sidestep.nn.heads import Pool, pooled_width
 
 
@@ -62,6 +62,7 @@ class BLLReleased(Method):
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
+        task = classes(task, "bll_released")
         if task.per_token:
             raise ValueError("bll_released compares whole inputs, got a label for every token; use bll.")
         slices = plan(model, task.sample)

@@ -9,6 +9,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
@@ -17,7 +18,8 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
-from sidestep.core.task import Task
+from sidestep.core.task import Regression, Task
+from sidestep.nn.decoders import MapDecoder
 from sidestep.nn.heads import Head, HeadKind
 from sidestep.nn.schedules import smoothings
 
@@ -43,15 +45,7 @@ class LocalHeads(Method, ABC):
         smoothings(self.label_smoothing, count)
         with_head = count if self.last == "head" else count - 1
         heads = [
-            Head(
-                shape,
-                task.num_classes,
-                self.head,
-                width=self.head_width,
-                depth=self.head_depth,
-                per_token=task.per_token,
-            )
-            for shape in slices.shapes[:with_head]
+            head_for(task, shape, self.head, self.head_width, self.head_depth) for shape in slices.shapes[:with_head]
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":
@@ -70,9 +64,19 @@ class LocalHeads(Method, ABC):
         return Emit(send=(out,), logits=read_out(cell.block, out))
 
     def local_loss(self, cell: Cell, out: Tensor) -> Tensor:
-        """Cross-entropy of the block's own read-out, with its own smoothing, ()."""
+        """The task's loss of the block's own read-out, with its own smoothing, ()."""
         block = cell.block
         return cell.task.loss(read_out(block, out), cell.y, smoothings(self.label_smoothing, block.count)[block.index])
+
+
+def head_for(task: Task, shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head | MapDecoder:
+    """What makes a block's features (B, *shape) an answer to the task.
+
+    Raises ValueError for a kind that they do not admit.
+    """
+    if isinstance(task, Regression) and len(task.shape) > 1:
+        return MapDecoder(shape, task.outputs, task.shape[1:], kind, width=width, depth=depth)
+    return Head(shape, task.outputs, kind, width=width, depth=depth, per_token=task.per_token)
 
 
 def read_out(block: Block, out: Tensor) -> Tensor:

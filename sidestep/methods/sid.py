@@ -35,7 +35,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Each, Program, Up
-from sidestep.core.task import Task
+from sidestep.core.task import Classification, Task, classes
 from sidestep.nn.beliefs import (
     BeliefModule,
     Cascade,
@@ -89,6 +89,7 @@ class SID(Method):
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         alphas(self.alpha, plan.blocks)
+        task = classes(task, "sid")
         seen = task.num_classes if self.belief == "features" else 0
         if self.form == "shared":
             whole = replace(plan, blocks=1, at=())(model, task.sample)
@@ -134,6 +135,7 @@ class SID(Method):
         features = (batch.x,) if self.form == "trunk" else ()
         if self.belief == "none":
             return features
+        assert isinstance(task, Classification)
         return (*features, uniform(task.label_shape(batch.x), task.num_classes, batch.x.device))
 
     def refine(self, cell: Cell, h: Tensor, log_prev: Tensor | None = None) -> Emit:
@@ -164,6 +166,7 @@ class SID(Method):
     ) -> Mapping[str, Tensor]:
         if self.belief == "none":
             return {}  # no block receives a belief that it could refine
+        assert isinstance(task, Classification)
         t = task.target(y, self.label_smoothing).double()
         alpha = alphas(self.alpha, len(logits))
         measured = descent(t, [F.log_softmax(block.double(), -1) for block in logits], alpha, self.direction)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sidestep.models.chained import Chained
 
 # A factory is `f(input_shape, num_classes, **its own options)`; the first line of its docstring names its source.  It
-# takes images, or tokens where it stands in SEQUENCE.
+# takes images, or tokens where it stands in SEQUENCE; it answers with logits, or where it stands in RECONSTRUCTING with
+# maps of the images' size.
 MODELS: dict[str, str] = {
     "mlp": "mlp:mlp",
     "resmlp": "mlp:resmlp",
@@ -28,8 +29,10 @@ MODELS: dict[str, str] = {
     "vit_tiny": "vit:vit_tiny",
     "gpt": "gpt:gpt",
     "encoder": "gpt:encoder",
+    "autoencoder": "autoencoder:autoencoder",
 }
 SEQUENCE = ("gpt", "encoder")
+RECONSTRUCTING = ("autoencoder",)
 
 
 def factory(name: str) -> Callable[..., Chained]:

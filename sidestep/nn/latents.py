@@ -92,19 +92,16 @@ def flat(x: Tensor) -> Tensor:
 
 
 class ReadOut(nn.Module):
-    """p(y | z) of every class from T(z) or its mean: linear in it, or in a learned map of what is passed on.
+    """p(y | z) from T(z) or its mean, as `read` has it: what inference needs of a block and its twin."""
 
-    weights: (C, P D S), or (C, L) with `lift`.  What inference needs of a block and its twin.
-    """
-
-    def __init__(self, latents: Latents, weights: Tensor, lift: nn.Module | None = None) -> None:
+    def __init__(self, latents: Latents, weights: Tensor | None, lift: nn.Module | None = None) -> None:
         super().__init__()
         self.latents, self.lift = latents, lift
-        self.weights = nn.Buffer(weights.detach().clone())
+        self.weights = None if weights is None else nn.Buffer(weights.detach().clone())
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output (B, *shape) to logits (..., C)."""
-        return logits(self.latents, self.latents.family.mean(self.latents(h)), self.weights, self.lift)
+        """The block's output (B, *shape) to logits (..., C), or to a regression's answer."""
+        return read(self.latents, self.latents.family.mean(self.latents(h)), self.weights, self.lift)
 
 
 class Passed(nn.Module):
@@ -118,9 +115,14 @@ class Passed(nn.Module):
         return self.latents.passed_on(self.latents.family.mean(self.latents(h)))
 
 
-def logits(latents: Latents, statistic: Tensor, weights: Tensor, lift: nn.Module | None) -> Tensor:
-    """log p(y | z) up to a constant, (..., C), of T(z) or its mean, (B, P D S) or (B, T, P D)."""
-    return (statistic if lift is None else lift(latents.passed_on(statistic))) @ weights.mT
+def read(latents: Latents, statistic: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
+    """log p(y | z) of every class up to a constant, (..., C), of T(z) or its mean, (B, P D S) or (B, T, P D).
+
+    Linear in it, weights being (C, P D S); or in a learned map of what is passed on, weights being (C, L).  Without
+    weights the map's own output is the answer, as for targets that are no classes.
+    """
+    seen = statistic if lift is None else lift(latents.passed_on(statistic))
+    return seen if weights is None else seen @ weights.mT
 
 
 def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int, *, per_token: bool = False) -> Head:

@@ -1,7 +1,8 @@
-"""The twin network of BLL (arXiv:2305.14974): it runs from the classes back to the input, one state per block.
+"""The twin network of BLL (arXiv:2305.14974): it runs from the targets back to the input, one state per block.
 
 Twin block k makes its state of the state of k + 1, which reaches it detached; from its own state it reads the messages
-b_k(y), one for every class, and, for a lifted read-out, an embedding of every class.
+b_k(y), one for every class, and, for a lifted read-out, an embedding of every class.  Where targets are numbers, it
+runs on those of the batch: C is then how many samples there are.
 
 C classes, W width of a state, D channels of a block's features, S their positions, P natural parameters of a unit.
 """
@@ -25,6 +26,9 @@ layer a block.  mirror: the forward network's shapes, reversed: a state looks li
 or like those of a token where each has a label of its own."""
 
 
+PROBES = 256  # samples by which the scale of messages about numbers is set
+
+
 class Twin(nn.Module):
     """One block's part of the twin: `step` makes its state, `say` reads the messages off it, `embed` the embeddings."""
 
@@ -33,7 +37,7 @@ class Twin(nn.Module):
     ) -> None:
         super().__init__()
         self.step, self.say, self.embed = step, say, embed
-        self.classes = classes
+        self.classes = classes  # 0 where targets are numbers
         self.family, self.positions = latents.family, latents.positions
 
     def forward(self, state: Tensor) -> Tensor:
@@ -59,8 +63,12 @@ class Twin(nn.Module):
         return found - found.mean(0)
 
 
-def twins(kind: TwinKind, latents: Sequence[Latents], classes: int, width: int, lifted: int = 0) -> list[Twin]:
+def twins(
+    kind: TwinKind, latents: Sequence[Latents], targets: int, width: int, lifted: int = 0, *, one_hot: bool = True
+) -> list[Twin]:
     """The twin of every block, the first block's first.  width: W, of mlp; lifted: that of the embeddings, 0 for none.
+
+    targets: how many classes there are, or else how many numbers are to be predicted.
 
     Drawn by themselves: nothing is copied from the forward network, and nothing tied to it.  Raises UsageError where no
     mirror is known for two blocks' shapes.
@@ -68,14 +76,14 @@ def twins(kind: TwinKind, latents: Sequence[Latents], classes: int, width: int, 
     if kind not in get_args(TwinKind):
         raise unknown("twin", kind, get_args(TwinKind))
     made: list[Twin] = []
-    state = torch.eye(classes)
+    state = torch.eye(targets) if one_hot else torch.randn(PROBES, targets)
     for own in reversed(latents):
         mirrored = own.shape[-1:] if own.per_token else own.shape
         shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
         step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
         say = pointwise(shape, own.width)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
-        made.append(Twin(step, say, own, classes, embed))
+        made.append(Twin(step, say, own, targets if one_hot else 0, embed))
         with torch.no_grad():
             state = step(state)
             # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow

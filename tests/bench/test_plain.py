@@ -13,7 +13,7 @@ from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainSte
 from sidestep.core.block import Chain
 from sidestep.core.cut import CutPlan
 from sidestep.core.method import Method
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
@@ -128,7 +128,7 @@ def test_the_program_of_each_control_gives_the_bits_of_plain_autograd(
     autocast: torch.dtype | None,
 ) -> None:
     control = method(label_smoothing=0.1)
-    task = Task(CLASSES, batches()[0][0][:2])
+    task = Classification(CLASSES, batches()[0][0][:2])
     chain = control.build(conv_net(), task, CutPlan(blocks=3))
     twin = copy.deepcopy(chain)
     engine = Streaming(control, chain, task, UpdateRule(sgd, clip=clip), autocast=autocast)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sidestep.bench.reference import ReferenceSID
 from sidestep.core.cut import CutPlan
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.sid import SID
@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_the_equations(alpha: float) -> None:
 def test_the_engine_finds_the_same_gradients_and_predictions_on_the_same_weights(alpha: float) -> None:
     sid = reference(alpha)
     batch = some_batch()
-    task, method = Task(CLASSES, batch[0][:2]), SID(alpha=alpha, form="shared")
+    task, method = Classification(CLASSES, batch[0][:2]), SID(alpha=alpha, form="shared")
     chain = method.build(build("simplecnn", (1, 8, 8), CLASSES), task, CutPlan(blocks=MODULES))
     own = dict(chain.named_parameters())
     with torch.no_grad():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,10 @@ from torch import Tensor, nn
 
 from sidestep.core.block import Block
 from sidestep.core.cell import Batch, Cell
-from sidestep.core.task import Task
+from sidestep.core.task import Classification, Regression, classes
 
 CLASSES = 4
-TASK = Task(CLASSES, torch.zeros(1, 2, 3))
+TASK = Classification(CLASSES, torch.zeros(1, 2, 3))
 X = torch.zeros(3, 2, 3)
 Y = torch.tensor([0, 3, 1])
 SOFT = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]])
@@ -95,7 +97,7 @@ def test_a_batchs_target_is_made_once_for_each_smoothing() -> None:
         assert torch.equal(cells[1].target(smoothing), TASK.target(Y, smoothing))
 
 
-TOKENS = Task(CLASSES, torch.zeros(1, 2, dtype=torch.int64), per_token=True)
+TOKENS = Classification(CLASSES, torch.zeros(1, 2, dtype=torch.int64), per_token=True)
 WORDS = torch.tensor([[0, 1], [3, 2], [2, 2]])
 
 
@@ -116,10 +118,54 @@ def test_labels_of_tokens_that_cannot_be_learnt_from_are_refused(y: Tensor, mess
 
 def test_the_loss_of_tokens_is_that_of_as_many_samples() -> None:
     logits = torch.randn(3, 2, CLASSES, generator=torch.Generator().manual_seed(0))
-    whole = Task(CLASSES, X[:1])
+    whole = Classification(CLASSES, X[:1])
     for smoothing in (0.0, 0.2):
         assert torch.equal(
             TOKENS.loss(logits, WORDS, smoothing), whole.loss(logits.flatten(0, 1), WORDS.flatten(), smoothing)
         )
         target = TOKENS.target(WORDS, smoothing)
         assert torch.equal(target.flatten(0, 1), whole.target(WORDS.flatten(), smoothing))
+
+
+NUMBERS = Regression(torch.Size([2]), torch.zeros(1, 2, 3))
+
+
+def test_a_regressions_loss_is_the_gaussians() -> None:
+    """Means 1, 2 and precisions 1, 4 of targets 3, 2: nll (log 2pi + 4) / 2 and (log 2pi - log 4) / 2."""
+    answer = torch.tensor([[1.0, 2.0, 0.0, math.log(4)]])
+    y = torch.tensor([[3.0, 2.0]])
+    expected = torch.tensor([[(math.log(2 * math.pi) + 4) / 2, (math.log(2 * math.pi) - math.log(4)) / 2]])
+    torch.testing.assert_close(NUMBERS.surprise(answer, y), expected)
+    torch.testing.assert_close(NUMBERS.loss(answer, y), expected.mean())
+    law = torch.distributions.Normal(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(NUMBERS.surprise(answer, y), -law.log_prob(y))
+    assert NUMBERS.answer_shape(X) == (3, 4) and NUMBERS.outputs == 4
+
+
+def test_a_deviation_narrower_than_a_byte_is_not_believed() -> None:
+    sure = torch.tensor([[0.0, 0.0, 50.0, 50.0]])
+    assert NUMBERS.loss(sure, torch.zeros(1, 2)).item() == pytest.approx(math.log(2 * math.pi) / 2 - 7)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (Y, r"got targets of shape \(3,\) and torch.int64, expected \(B, 2\) of a floating type"),
+        (torch.zeros(3, 3), r"got targets of shape \(3, 3\)"),
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [0.0, 0.0]]), "got NaN or Inf in the targets"),
+    ],
+)
+def test_numbers_that_cannot_be_learnt_from_are_refused(y: Tensor, message: str) -> None:
+    NUMBERS.check(X, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=message):
+        NUMBERS.check(X, y)
+
+
+def test_what_is_of_classes_only_is_refused_for_numbers() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 for targets that are numbers, expected 0"):
+        NUMBERS.loss(torch.zeros(3, 4), torch.zeros(3, 2), 0.1)
+    with pytest.raises(
+        ValueError, match="sid is for classes, got targets that are numbers; backprop, local_ce and bll"
+    ):
+        classes(NUMBERS, "sid")
+    assert classes(TASK, "sid") is TASK

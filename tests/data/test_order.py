@@ -122,3 +122,22 @@ def test_a_gpu_gets_the_same_batches_as_the_cpu():
         assert on_device.is_cuda
         torch.testing.assert_close(on_device.cpu(), x, rtol=0, atol=2e-6)  # the devices may divide differently
         assert torch.equal(labels.cpu(), y)
+
+
+def test_what_is_reconstructed_is_the_image_a_byte_standing_for_its_whole_width() -> None:
+    x = torch.randint(256, (12, 1, 3, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source = Samples(x, torch.zeros(12, dtype=torch.int64), ("a",))
+    batches = Batches(source, 4, seed=0, mean=(0.5,), std=(0.2,), reconstruct=True)
+    for step in range(3):
+        seen, target = batches(step)
+        byte = (255 * (0.2 * seen + 0.5)).round()
+        assert target.shape == seen.shape and torch.equal((256 * target).floor(), byte)
+    again = Batches(source, 4, seed=0, mean=(0.5,), std=(0.2,), reconstruct=True)
+    assert torch.equal(again(0)[1], batches(0)[1])
+    noise = (256 * batches(0)[1]).frac()
+    assert 0.3 < noise.mean() < 0.7  # 24 uniform numbers: 0.5 within three of its deviations
+    held = [torch.cat([y for _, y in eval_batches(source, 5, mean=(), std=(), reconstruct=True)]) for _ in range(2)]
+    assert torch.equal(*held) and torch.equal((256 * held[0]).floor(), x.float())
+    floats = Samples(torch.randn(12, 4), torch.zeros(12, dtype=torch.int64), ("a",))
+    (seen, target), *_ = eval_batches(floats, 12, mean=(), std=(), reconstruct=True)
+    assert torch.equal(seen, target)

@@ -101,7 +101,7 @@ def test_batches_of_tokens_are_the_tokens() -> None:
     order = found[:, 0].argsort()
     assert found.dtype == torch.int64
     assert torch.equal(found[order], x[x[:, 0].argsort()]) and torch.equal(labels[order], y[x[:, 0].argsort()])
-    with pytest.raises(UsageError, match="mixup is for images and floats, got tokens"):
+    with pytest.raises(UsageError, match="mixup is for images and floats with classes, got tokens"):
         Batches(source, 4, seed=0, mean=(), std=(), augment=parse("mixup"))(0)
     assert torch.equal(DatasetSamples(list(zip(x, y, strict=True))).fetch(torch.tensor([2, 0]))[1], y[[2, 0]])
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from sidestep.core.cut import CutPlan
 from sidestep.core.method import Method
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.measure.flops import flops_per_sample
@@ -20,7 +20,7 @@ FIRST, SECOND, READ_OUT = 2 * 12 * 20, 2 * 20 * 20, 2 * 20 * 5  # FLOPs a sample
 def engine(method: Method) -> Streaming:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5))
-    task = Task(5, torch.randn(2, 12))
+    task = Classification(5, torch.randn(2, 12))
     chain = method.build(net, task, CutPlan(blocks=2))
     return Streaming(method, chain, task, UpdateRule(lambda ps: torch.optim.SGD(ps, lr=0.1)))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sidestep.bench.plain import CheckpointedStep, PlainStep
 from sidestep.core.cut import CutPlan
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.measure.memory import MB, activation_bytes, graph_bytes, peak_rss_mb
@@ -127,7 +127,7 @@ def test_checkpointing_holds_the_segments_inputs_and_the_segment_it_computes_aga
 
 def test_the_checkpointed_program_counts_what_its_sweep_keeps() -> None:
     net, x, y = mlp(16, 16, 16, 16, 16), some_input(16), some_labels(16)
-    task, method = Task(16, x[:2]), BackpropCheckpointed()
+    task, method = Classification(16, x[:2]), BackpropCheckpointed()
     chain = method.build(net, task, CutPlan(blocks=3))
     engine = Streaming(method, chain, task, UpdateRule(lambda ps: torch.optim.SGD(ps)))
     with activation_bytes(state(*(part for _, part in chain.parts()))) as measured:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sidestep.assemble import Assembly, Data, assemble
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.data.samples import Samples
 from sidestep.measure.calibration import nll
 from sidestep.measure.readouts import fit_gate, gated, readouts
@@ -32,7 +32,7 @@ def answering(
     source = val or test
     assert source is not None
     monkeypatch.setattr(made.engine, "predict", lambda x: [x[:, 0], None, x[:, 1]])
-    return replace(made, task=Task(2, source.x[:2]), data=Data(made.data.train, val, test, (), ()))
+    return replace(made, task=Classification(2, source.x[:2]), data=Data(made.data.train, val, test, (), ()))
 
 
 def some_read_outs() -> tuple[Tensor, Tensor]:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from sidestep.core.block import Block
 from sidestep.core.cell import Batch, Cell
 from sidestep.core.cut import CutPlan
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
 from sidestep.families import FAMILIES
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.family import Family
-from sidestep.methods.bll import BLL
+from sidestep.methods.bll import BLL, parts
+from sidestep.methods.local_ce import LocalCE
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
 from sidestep.nn.heads import Pool
@@ -146,7 +147,7 @@ def by_hand(
 def two_blocks(**fields: Any) -> Streaming:
     """An engine whose parameters are BLOCKS'.  The ReLUs that close the blocks give way to the latents' means."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))
-    method, task = BLL(twin_width=2, centre="classes", **fields), Task(2, torch.tensor(X))
+    method, task = BLL(twin_width=2, centre="classes", **fields), Classification(2, torch.tensor(X))
     engine = Streaming(method, method.build(model, task, CutPlan(2, at=("2",))), task, sgd())
     for block, own, names in zip(engine.chain.blocks, BLOCKS, NAMES, strict=True):
         assert {name for name, _ in block.named_parameters()} == set(names.values())
@@ -232,7 +233,7 @@ def cell_of(method: BLL, units: int, y: Tensor, key: int = 0) -> Cell:
     law = method.law()
     latents = Latents(law, torch.Size([law.width(units) if law.width(1) == STATES else units]), mapped=False)
     block = Block(0, 1, nn.Identity(), latents=latents, twin=twins("linear", [latents], CLASSES, 1)[0])
-    return Cell(block, Batch(torch.zeros(len(y), 1), y), Task(CLASSES, torch.zeros(1, 1)), {}, {}, key)
+    return Cell(block, Batch(torch.zeros(len(y), 1), y), Classification(CLASSES, torch.zeros(1, 1)), {}, {}, key)
 
 
 def objective(method: BLL, cell: Cell, a: Tensor, b: Tensor, m: float) -> Tensor:
@@ -289,7 +290,7 @@ def test_at_the_mean_of_rho_the_objective_is_no_bound(m: float) -> None:
     rho = sigmoid(2 * m)
     far = rho * 2 * m - softplus(2 * m) + softplus(0.0)
     plug_in, closed = BLL(), BLL(likelihood="closed")
-    task = Task(2, torch.zeros(1, 1))
+    task = Classification(2, torch.zeros(1, 1))
     found = {}
     for method in (plug_in, closed):
         cell = cell_of(method, 1, torch.tensor([0]))
@@ -364,7 +365,10 @@ def test_a_network_trained_on_means_claims_more_than_one_that_samples_could_hold
     Sampled: P(z_2 = 1) = (sigmoid(-2) + sigmoid(6)) / 2 = 0.558.  From the mean of z_1: sigmoid(2) = 0.881.
     """
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
-    method, task = BLL(m=0.3, centre="classes", twin="linear", likelihood="closed"), Task(2, torch.zeros(1, 1))
+    method, task = (
+        BLL(m=0.3, centre="classes", twin="linear", likelihood="closed"),
+        Classification(2, torch.zeros(1, 1)),
+    )
     engine = Streaming(method, method.build(model, task, CutPlan(2, at=("2",))), task, sgd())
     values = [0.0, 0.0, [3.0, -3.0], 8.0, -2.0, [3.0, -3.0]]  # weight, bias and what the twin says, of both blocks
     with torch.no_grad():
@@ -609,14 +613,14 @@ def test_a_sample_is_drawn_apart_from_the_noise_of_the_blocks_own_layers() -> No
     sampled: list[Tensor] = []
 
     class Watched(BLL):
-        def miss(self, cell: Cell, rho: Tensor, weights: Tensor) -> Tensor:
+        def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
             with pytest.MonkeyPatch.context() as patch:
                 draw = Bernoulli.sample
                 patch.setattr(Bernoulli, "sample", lambda *args: sampled.append(draw(*args)) or sampled[-1])
                 return super().miss(cell, rho, weights)
 
     model = nn.Sequential(nn.Sequential(nn.Linear(2000, 2000), Noise(), nn.ReLU()), nn.Linear(2000, CLASSES))
-    task = Task(CLASSES, torch.zeros(1, 2000))
+    task = Classification(CLASSES, torch.zeros(1, 2000))
     method = Watched(likelihood="sample", m=0.0)
     engine = Streaming(method, method.build(model, task, CutPlan(1)), task, sgd())
     drawn.clear()
@@ -700,3 +704,73 @@ def test_a_mirror_of_a_network_that_goes_from_maps_to_tokens_is_refused_with_the
     with pytest.raises(UsageError, match=r"got blocks of shape \(4, 6, 6\) and \(4, 8\), expected two of a kind"):
         engine_for(BLL(twin="mirror"), model, blocks=2)
     engine_for(BLL(), model, blocks=2).step(some_batch())
+
+
+# ------------------------------------------------------------------------------- weight transport
+
+
+def flat_engine(method: BLL) -> tuple[Streaming, Tensor]:
+    torch.manual_seed(0)
+    hidden = [part for _ in range(2) for part in (nn.Linear(6, 6), nn.Sigmoid())]
+    model = nn.Sequential(nn.Linear(5, 6), nn.Sigmoid(), *hidden, nn.Linear(6, CLASSES))
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    task = Classification(CLASSES, x[:2])
+    return Streaming(method, method.build(model, task, CutPlan(3)), task, sgd()), x
+
+
+def test_angles_are_those_to_the_networks_own_jacobian() -> None:
+    """The first block's messages, set to the Jacobian, then against it, then to what is orthogonal to it."""
+    engine, x = flat_engine(BLL(twin="linear"))
+    first, second, last = engine.chain.blocks
+    latents = [parts(block)[0] for block in (first, second, last)]
+    own = parts(last)[1]
+
+    def answer(z: Tensor) -> Tensor:
+        """Mean logits of what the first block's means are, (B, 6)."""
+        h = second.net(latents[0].passed_on(z)).sigmoid()
+        return (last.net(h).sigmoid() @ own.messages(own(torch.eye(CLASSES))).mT).mean(0)
+
+    jacobian = torch.autograd.functional.jacobian(answer, first.net(x).sigmoid()).sum(1)  # (C, 6)
+    jacobian = jacobian - jacobian.mean(0)
+    say = parts(first)[1].say
+    assert isinstance(say, nn.Linear)
+    sideways = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(3))
+    sideways = sideways - sideways.mean(0)
+    sideways -= jacobian * (sideways * jacobian).sum() / jacobian.square().sum()
+    for weight, degrees in ((jacobian, 0.0), (-2 * jacobian, 180.0), (sideways, 90.0)):
+        with torch.no_grad():
+            say.weight.copy_(weight.mT)
+        found = engine.method.angles(engine.chain, x, engine.task)
+        # acos is steep at its ends: a cosine off by 1e-7 is 0.03 degrees.
+        assert found[0] == pytest.approx(degrees, abs=0.1)
+        assert found[1] is not None and 0 < found[1] < 180 and found[2] is None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        BLL(family="gaussian"),
+        BLL(read_out="lifted", twin="mirror"),
+        BLL(predict="classifier"),
+        BLL(family="categorical", states=3),
+    ],
+    ids=["gaussian", "lifted", "classifier", "categorical"],
+)
+def test_a_twin_drawn_by_itself_knows_little_of_the_forward_weights(method: BLL) -> None:
+    """Random directions in some 24 numbers: all within 50 degrees of orthogonal, on average within 10."""
+    engine, x = flat_engine(method)
+    seen: list[float] = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for block in engine.chain.blocks[:2]:
+            for layer in parts(block)[1].modules():
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+        seen += [a for a in engine.method.angles(engine.chain, x, engine.task)[:2] if a is not None]
+    assert len(seen) == 40
+    assert abs(sum(seen) / 40 - 90) < 10 and all(40 < a < 140 for a in seen)
+
+
+def test_only_bll_has_angles() -> None:
+    engine, x = flat_engine(BLL())
+    assert tuple(LocalCE().angles(engine.chain, x, engine.task)) == ()

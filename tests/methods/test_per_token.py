@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sidestep.core.cut import CutPlan
 from sidestep.core.method import Method
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.methods.bll import BLL
 from sidestep.methods.bll_released import BLLReleased
@@ -38,7 +38,7 @@ def net() -> nn.Sequential:
 
 def engine(method: Method, sample: Tensor, *, per_token: bool) -> Streaming:
     model = net()
-    task = Task(CLASSES, sample, per_token=per_token)
+    task = Classification(CLASSES, sample, per_token=per_token)
     torch.manual_seed(1)
     return Streaming(method, method.build(model, task, CutPlan(blocks=3)), task, sgd())
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.core.block import Chain
-from sidestep.core.task import Task
+from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.measure.descent import QUANTILES, summarise
@@ -302,7 +302,10 @@ def test_another_number_of_weights_than_blocks_is_refused_when_the_network_is_cu
 def test_descent_is_measured_on_the_models_beliefs(direction: Direction) -> None:
     """By hand from the logits; e from the losses, since it is their difference.  Float64 throughout."""
     smoothing, y = 0.1, some_batch()[1]
-    method, task = SID(alpha=ALPHA, direction=direction, label_smoothing=smoothing), Task(CLASSES, some_batch()[0][:1])
+    method, task = (
+        SID(alpha=ALPHA, direction=direction, label_smoothing=smoothing),
+        Classification(CLASSES, some_batch()[0][:1]),
+    )
     logits = [torch.randn(16, CLASSES, generator=torch.Generator().manual_seed(n)) for n in range(BLOCKS)]
     found = method.descent(logits, y, task)
     t = target_of(y, smoothing).double()
@@ -325,7 +328,9 @@ def test_descent_is_measured_on_the_models_beliefs(direction: Direction) -> None
 
 def test_descent_of_one_hot_targets_is_finite() -> None:
     found = SID(alpha=1).descent(
-        [10 * torch.randn(16, CLASSES) for _ in range(BLOCKS)], some_batch()[1], Task(CLASSES, torch.zeros(1, 1))
+        [10 * torch.randn(16, CLASSES) for _ in range(BLOCKS)],
+        some_batch()[1],
+        Classification(CLASSES, torch.zeros(1, 1)),
     )
     assert all(bool(value.isfinite().all()) for value in found.values())
     assert torch.equal(found["D_population"][1:], torch.zeros(BLOCKS, 16).double())  # certain labels are reached

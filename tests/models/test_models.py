@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sidestep.core.cut import cut
 from sidestep.errors import UsageError
-from sidestep.models import MODELS, SEQUENCE, build, factory, options
+from sidestep.models import MODELS, RECONSTRUCTING, SEQUENCE, build, factory, options
 from sidestep.models.chained import Chained
 from sidestep.models.mlp import ResidualMLP
 from sidestep.models.resnet import PadShortcut, Residual
@@ -57,7 +57,7 @@ def test_the_chain_is_the_forward_and_every_parameter_gets_a_finite_gradient(
     for unit in units.values():
         h = unit(h)
     y = model(x)
-    assert y.shape == (3, 7) and torch.equal(h, y)
+    assert y.shape == (3, 7, *(shape[1:] if name in RECONSTRUCTING else ())) and torch.equal(h, y)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

@@ -15,7 +15,7 @@ from sidestep.families.family import FLOOR, Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lifting, logits, opened
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lifting, opened, read
 
 # ---- what closes a block
 
@@ -160,11 +160,11 @@ def test_a_linear_read_out_is_the_product_of_means_and_weights() -> None:
     """Two units: sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4, so 4/2 + 8 x 3/4 and -2/2."""
     latents = of(Bernoulli(), 2)
     weights = torch.tensor([[4.0, 8.0], [-2.0, 0.0]])
-    read = ReadOut(latents, weights)
+    read_out = ReadOut(latents, weights)
     h = torch.tensor([[0.0, 3.0]])
     h[0, 1] = h[0, 1].log()
-    torch.testing.assert_close(read(h), torch.tensor([[8.0, -1.0]]))
-    assert torch.equal(read(h), logits(latents, Bernoulli().mean(latents(h)), weights, None))
+    torch.testing.assert_close(read_out(h), torch.tensor([[8.0, -1.0]]))
+    assert torch.equal(read_out(h), read(latents, Bernoulli().mean(latents(h)), weights, None))
 
 
 def test_a_read_outs_weights_are_a_copy_in_its_state() -> None:

@@ -1,0 +1,59 @@
+"""A block's features read as maps, such as the image they were made of.
+
+B batch, D features, (D, H, W) feature maps.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from .heads import HeadKind
+
+
+class MapDecoder(nn.Module):
+    """Features of a block to maps of another size, (B, outputs, *size).
+
+    From maps, conv: `depth` 3 x 3 convolutions with BatchNorm and ReLU, enlarged to the size, and a last 3 x 3
+    convolution; linear: enlarged, and a 1 x 1 convolution.  From vectors, mlp: `depth` hidden layers, and a linear map
+    to all positions; linear: that map alone.  auto: conv, mlp.
+    """
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        outputs: int,
+        size: torch.Size,
+        kind: HeadKind = "auto",
+        *,
+        width: int = 128,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        spatial = len(shape) == 3
+        if kind not in get_args(HeadKind):
+            raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
+        if kind == ("mlp" if spatial else "conv"):
+            raise ValueError(f"got head={kind!r} for features of shape {tuple(shape)}, expected auto or linear.")
+        if depth < 1:
+            raise ValueError(f"got head_depth={depth}, expected at least 1; head=linear has no hidden layer.")
+        features, layers = shape[0], list[nn.Module]()
+        if not spatial:
+            features = shape.numel()
+            layers.append(nn.Flatten())
+        for _ in range(0 if kind == "linear" else depth):
+            hidden = [nn.Conv2d(features, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+            layers += [*(hidden if spatial else [nn.Linear(features, width)]), nn.ReLU()]
+            features = width
+        if spatial:
+            side = 1 if kind == "linear" else 3
+            enlarged = nn.Upsample(tuple(size), mode="bilinear", align_corners=False)
+            layers += [enlarged, nn.Conv2d(features, outputs, side, padding=side // 2)]
+        else:
+            layers += [nn.Linear(features, outputs * size.numel()), nn.Unflatten(1, (outputs, *size))]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.layers(h)
