@@ -7,16 +7,25 @@ from math import prod
 
 from torch import Tensor, nn
 
+from sidestep.errors import unknown
 from sidestep.models.chained import Chained, positive
 
 
-def mlp(input_shape: tuple[int, int, int], num_classes: int, depth: int = 8, width: int = 256) -> Chained:
-    """Multilayer perceptron: `depth` hidden ReLU layers, He initialisation (He et al. 2015, arXiv:1502.01852)."""
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}
+
+
+def mlp(
+    input_shape: tuple[int, int, int], num_classes: int, depth: int = 8, width: int = 256, activation: str = "relu"
+) -> Chained:
+    """Multilayer perceptron: `depth` hidden layers, He initialisation (He et al. 2015, arXiv:1502.01852)."""
     positive(depth=depth, width=width)
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    act = ACTIVATIONS[activation]
     units: OrderedDict[str, nn.Module] = OrderedDict()
-    units["layer0"] = nn.Sequential(nn.Flatten(), he_linear(prod(input_shape), width), nn.ReLU())
+    units["layer0"] = nn.Sequential(nn.Flatten(), he_linear(prod(input_shape), width), act())
     for i in range(1, depth):
-        units[f"layer{i}"] = nn.Sequential(he_linear(width, width), nn.ReLU())
+        units[f"layer{i}"] = nn.Sequential(he_linear(width, width), act())
     units["classifier"] = nn.Linear(width, num_classes)
     return Chained(units)
 

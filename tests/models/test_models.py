@@ -331,6 +331,7 @@ def test_listing_the_models_does_not_load_torch() -> None:
         ("simplecnn", (1, 8, 8), 10, {"depth": 3}, "unknown option 'depth' of model 'simplecnn'; it has: none"),
         ("mlp", (1, 8, 8), 10, {"depth": 2.5}, "mlp.depth=2.5; expected a value of type int"),
         ("mlp", (1, 8, 8), 10, {"depth": True}, "mlp.depth=True; expected a value of type int"),
+        ("mlp", (1, 8, 8), 10, {"activation": "sigmod"}, "unknown activation 'sigmod'; did you mean 'sigmoid'"),
         ("mlp", (1, 8, 8), 10, {"depth": 0}, "depth=0; expected an integer of at least 1"),
         ("resmlp", (1, 8, 8), 10, {"width": -1}, "width=-1; expected an integer of at least 1"),
         ("belief_cascade", (1, 8, 8), 10, {"modules": 0}, "modules=0; expected an integer of at least 1"),
