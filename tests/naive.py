@@ -129,18 +129,14 @@ def bll(
         else:
             units = a.shape[1] // 2
             mu, precision = a[:, :units], F.softplus(a[:, units:]) + 1e-6
-            force, more = said[:, :units], F.softplus(said[:, units:])
-            force, more = (force - force.mean(0)) / positions, (more - more.min(0).values) / positions
-            p = torch.einsum("bnp,cnp->bc", mu, force) - torch.einsum("bnp,cnp->bc", mu**2 + 1 / precision, more) / 2
+            force = (said - said.mean(0)) / positions  # on the location; of the precision nothing is said
+            p = torch.einsum("bnp,cnp->bc", mu, force)
             own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
-            sharper = precision + m * more[y]
-            centre = (precision * mu + m * own) / sharper
-            ratio = precision / sharper
-            kl = (ratio - 1 - ratio.log() + precision * (centre - mu) ** 2) / 2
-            after = sharper[:, None] + more  # (B, C, units, positions), rho times every message
-            there = (sharper * centre)[:, None] + force
-            log_partition = (there**2 / after - after.log()) / 2 - (sharper * centre**2 - sharper.log())[:, None] / 2
-            means = force * centre[:, None] - more * (centre**2 + 1 / sharper)[:, None] / 2  # b . E[T(z)]
+            centre = mu + m * own / precision
+            kl = precision * (centre - mu) ** 2 / 2
+            there = (precision * centre)[:, None] + force  # (B, C, units, positions), rho times every message
+            log_partition = (there**2 - (precision * centre)[:, None] ** 2) / (2 * precision)[:, None]
+            means = force * centre[:, None]  # b . E[T(z)]
             price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
             miss = (t * price).sum(-1)
             told = extras["latents"].get_submodule("through")(mu.reshape(len(x), units, *maps.shape[2:]))

@@ -98,8 +98,12 @@ class Family(ABC):
         """What a block gets to know of the latents before it, of T(z) or its mean: all of it, or the location alone."""
         return statistic
 
+    def message_width(self, d: int) -> int:
+        """How many outputs `message` needs for d units."""
+        return self.width(d)
+
     def message(self, raw: Tensor) -> Tensor:
-        """A network's outputs for every class (C, P D) as natural parameters of the messages beta_y, centred over y.
+        """A network's outputs for every class as natural parameters (C, P D) of the messages beta_y, centred over y.
 
         What all classes have in common changes no read-out b_y . T(z), only KL(rho || alpha).  The products with any
         law of the family stay in the family, for every m.
@@ -160,12 +164,6 @@ def at_least_float32(x: Tensor) -> Tensor:
 def to_precision(raw: Tensor) -> Tensor:
     """Any number to one above 0."""
     return F.softplus(raw) + FLOOR
-
-
-def precision_message(raw: Tensor) -> Tensor:
-    """Precisions of the messages of all classes, (C, D): at least 0, and 0 for the class that is the least certain."""
-    precision = F.softplus(at_least_float32(raw))
-    return precision - precision.amin(0)
 
 
 def check_precision(precision: Tensor, law: str, *, zero: bool) -> None:

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from .family import LOG_2PI, Family, at_least_float32, check_precision, precision_message, to_precision
+from .family import LOG_2PI, Family, at_least_float32, check_precision, to_precision
 
 
 @final
@@ -53,14 +53,13 @@ class Gaussian(Family):
     def passed_on(self, statistic: Tensor) -> Tensor:
         return halves(statistic)[0]
 
-    def message(self, raw: Tensor) -> Tensor:
-        potential, free = halves(at_least_float32(raw))
-        return torch.cat([potential - potential.mean(0), precision_message(free)], -1)
+    def message_width(self, d: int) -> int:
+        return d
 
-    def less(self, own: Tensor, common: Tensor) -> Tensor:
-        """Of the location alone: a message of negative precision would leave the family."""
-        potential, precision = halves(own)
-        return torch.cat([potential - halves(common)[0], precision], -1)
+    def message(self, raw: Tensor) -> Tensor:
+        """Of the location alone, precision 0: a read-out that is quadratic in z made training diverge.  raw: (C, D)."""
+        raw = at_least_float32(raw)
+        return torch.cat([raw - raw.mean(0), torch.zeros_like(raw)], -1)
 
     def entropy(self, natural: Tensor) -> Tensor:
         _, lam = mean_and_precision(natural)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-from .family import Family, at_least_float32, check_precision, precision_message, to_precision, uniform_like
+from .family import Family, at_least_float32, check_precision, to_precision, uniform_like
 
 
 @final
@@ -61,7 +62,9 @@ class Laplace(Family):
         return -z.abs()
 
     def message(self, raw: Tensor) -> Tensor:
-        return precision_message(raw)
+        """Precisions of all classes: at least 0, and 0 for the class that is the least certain."""
+        precision = F.softplus(at_least_float32(raw))
+        return precision - precision.amin(0)
 
     def less(self, own: Tensor, common: Tensor) -> Tensor:
         """The message as it is: one below 0 would leave the family."""

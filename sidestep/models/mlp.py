@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sidestep.errors import unknown
 from sidestep.models.chained import Chained, positive
 
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 

@@ -63,7 +63,8 @@ class Latents(nn.Module):
         self.tokens = len(shape) == 2
         self.channels = shape[-1] if self.tokens else shape[0]
         self.positions = 1 if per_token else shape.numel() // self.channels
-        self.width = family.width(family.units(self.channels))  # natural parameters of a position
+        units = family.units(self.channels)
+        self.width, self.message_width = family.width(units), family.message_width(units)  # of a position
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
             spatial = len(shape) == 3

@@ -81,7 +81,7 @@ def twins(
         mirrored = own.shape[-1:] if own.per_token else own.shape
         shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
         step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
-        say = pointwise(shape, own.width)
+        say = pointwise(shape, own.message_width)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
         made.append(Twin(step, say, own, targets if one_hot else 0, embed))
         with torch.no_grad():
@@ -89,7 +89,7 @@ def twins(
             # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow
             # state may be 0 for all classes.
             if (spread := say(state).std(0).mean()) > 0:
-                say.weight /= own.width**0.5 * spread
+                say.weight /= own.message_width**0.5 * spread
     return made[::-1]
 
 

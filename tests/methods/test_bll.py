@@ -262,7 +262,7 @@ def test_in_closed_form_and_in_expectation_the_objective_bounds_the_read_outs_li
         t, log_weight = latents_of(law, units)
         width = law.width(units)
         raw = 3 * (2 * torch.rand(SAMPLES + CLASSES, width, generator=g, dtype=torch.double) - 1)
-        a, b = law.to_natural(raw[:SAMPLES]), law.message(raw[SAMPLES:])
+        a, b = law.to_natural(raw[:SAMPLES]), law.message(raw[SAMPLES:, : law.message_width(units)])
         y = torch.randint(CLASSES, (SAMPLES,), generator=g)
         m = [0.0, 1.0, torch.rand((), generator=g).item()][min(i, 2)]
         rho = law.product(a, b[y], m)
@@ -397,7 +397,7 @@ def test_to_first_order_in_m_a_centred_message_teaches_what_the_local_cross_entr
     law, g = method.law(), torch.Generator().manual_seed(0)
     width = law.width(2)
     a = law.to_natural(torch.randn(8, width, generator=g, dtype=torch.double)).requires_grad_()
-    b = law.message(torch.randn(CLASSES, width, generator=g, dtype=torch.double))
+    b = law.message(torch.randn(CLASSES, law.message_width(2), generator=g, dtype=torch.double))
     y = torch.randint(CLASSES, (8,), generator=g)
     log_p = (law.mean(a) @ b.mT).log_softmax(-1)
     (local,) = torch.autograd.grad(-log_p[torch.arange(8), y].sum(), a, retain_graph=True)

@@ -313,7 +313,7 @@ def test_the_vit_classifier_normalises_then_averages_the_tokens() -> None:
 
 
 def test_options_are_read_from_the_factory() -> None:
-    assert options("mlp") == {"depth": 8, "width": 256}
+    assert options("mlp") == {"depth": 8, "width": 256, "activation": "relu"}
     assert options("simplecnn") == {}
     assert options("resnet20") == {"width": 16, "zero_init_residual": True}
 
