@@ -128,7 +128,7 @@ def bll(
             miss = -(t * (seen @ (v - v.mean(0)).T).log_softmax(-1)).sum(-1)
         else:
             units = a.shape[1] // 2
-            mu, precision = a[:, :units], F.softplus(a[:, units:]) + 1e-6
+            mu, precision = a[:, :units], F.softplus(a[:, units:]) + 1
             force = (said - said.mean(0)) / positions  # on the location; of the precision nothing is said
             p = torch.einsum("bnp,cnp->bc", mu, force)
             own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
@@ -139,7 +139,7 @@ def bll(
             means = force * centre[:, None]  # b . E[T(z)]
             price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
             miss = (t * price).sum(-1)
-            told = extras["latents"].get_submodule("through")(mu.reshape(len(x), units, *maps.shape[2:]))
+            told = mu.reshape(len(x), units, *maps.shape[2:])
         total = total + (w * kl.flatten(1).sum(-1) + miss).mean()
         if classifier and block.is_last:
             total = total + cross_entropy(extras["classifier"](told), y, smoothing)

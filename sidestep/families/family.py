@@ -24,8 +24,9 @@ from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-FLOOR = 1e-6
-"""Added to a softplus that makes a precision: in float32 it underflows below -104, and its inverse overflows before."""
+LEAST = 1.0
+"""The least precision that a network can say.  A message b moves a Gaussian by b / precision, and a Laplace's scale is
+1 / precision: without a bound the first wide latent throws training off.  Whatever reads z can scale it."""
 
 
 class Family(ABC):
@@ -162,8 +163,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def to_precision(raw: Tensor) -> Tensor:
-    """Any number to one above 0."""
-    return F.softplus(raw) + FLOOR
+    """Any number to one of at least LEAST."""
+    return F.softplus(raw) + LEAST
 
 
 def check_precision(precision: Tensor, law: str, *, zero: bool) -> None:

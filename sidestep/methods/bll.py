@@ -135,15 +135,10 @@ class BLL(Method):
         self.check_fit(task)
         slices = plan(model, task.sample)
         law, lifted, count = self.law(), self.read_out == "lifted", len(slices.bodies)
-        ends = [opened(body) for body in slices.bodies]
+        # Where a mean is linear in the network's output, the block keeps its activation: else it would have none.
+        ends = [(body, None) if law.linear else opened(body) for body in slices.bodies]
         latents = [
-            Latents(
-                law,
-                shape,
-                mapped=closing is None,
-                through=closing if law.linear else None,
-                per_token=task.per_token,
-            )
+            Latents(law, shape, mapped=closing is None, per_token=task.per_token)
             for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
         ]
         of_classes = isinstance(task, Classification)

@@ -7,8 +7,6 @@ token has a label of its own, so has it a law of its own: then they are (B, T, P
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +43,7 @@ class Latents(nn.Module):
 
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
     (1 x 1 on feature maps), as for one that ends in a sum; where a family has more parameters than the block has
-    features there is one in any case.  through: the activation that what is passed on goes through, None for none.
+    features there is one in any case.
     per_token: a law for every token of (T, D).
     """
 
@@ -55,7 +53,6 @@ class Latents(nn.Module):
         shape: torch.Size,
         *,
         mapped: bool,
-        through: nn.Module | None = None,
         per_token: bool = False,
     ) -> None:
         super().__init__()
@@ -69,9 +66,6 @@ class Latents(nn.Module):
         if mapped or self.width != self.channels:
             spatial = len(shape) == 3
             self.map = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
-        self.through = copy.copy(through or nn.Identity())
-        # In place it would write into the means that the read-out reads.  Torch has no word for "any activation".
-        self.through.inplace = False  # pyright: ignore[reportArgumentType]
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (B, P D S) or (B, T, P D)."""
@@ -82,9 +76,10 @@ class Latents(nn.Module):
         """T(z) or its mean, (B, P D S) or (B, T, P D), as the next block's input, (B, *shape)."""
         told = self.family.passed_on(statistic)
         if self.per_token:
-            return self.through(told)
-        shaped = told.unflatten(1, (self.channels, self.positions)).mT if self.tokens else told.unflatten(1, self.shape)
-        return self.through(shaped)
+            return told
+        if self.tokens:
+            return told.unflatten(1, (self.channels, self.positions)).mT
+        return told.unflatten(1, self.shape)
 
 
 def flat(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidestep.errors import UsageError
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.categorical import Categorical
-from sidestep.families.family import FLOOR, Family
+from sidestep.families.family import LEAST, Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
@@ -58,8 +58,8 @@ def test_the_inside_of_a_module_with_a_forward_of_its_own_is_left_alone() -> Non
 # ---- in and out
 
 
-def of(family: Family, *shape: int, through: nn.Module | None = None) -> Latents:
-    return Latents(family, torch.Size(shape), mapped=False, through=through)
+def of(family: Family, *shape: int) -> Latents:
+    return Latents(family, torch.Size(shape), mapped=False)
 
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], list[object], list[float]]] = {
@@ -95,11 +95,11 @@ def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
 
 
 @every_layout
-def test_a_gaussian_has_twice_the_channels_and_passes_its_means_through_the_closing_activation(
+def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     shape: tuple[int, ...], features: list[object], flat: list[float]
 ) -> None:
-    """The map makes the means h - 3 and the precisions softplus(log(e^2 - 1)) = 2 of every unit."""
-    latents = of(Gaussian(), *shape, through=nn.ReLU())
+    """The map makes the means h - 3 and the precisions softplus(log(e^2 - 1)) = 2, and the least, of every unit."""
+    latents = of(Gaussian(), *shape)
     assert latents.width == 4
     raw = (torch.tensor(2.0).exp() - 1).log()
     assert isinstance(latents.map, nn.Linear | nn.Conv2d)
@@ -108,25 +108,15 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_through_the_clos
         assert latents.map.bias is not None
         latents.map.bias.copy_(torch.tensor([-3.0, -3.0, raw, raw]))
     h, mu = torch.tensor([features]), torch.tensor(flat) - 3
-    precision = 2 + FLOOR
+    precision = 2 + LEAST
     torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)]))
-    torch.testing.assert_close(Passed(latents)(h), (h - 3).relu())
+    torch.testing.assert_close(Passed(latents)(h), h - 3)
 
 
 def test_a_laplace_passes_minus_its_scale() -> None:
     latents = of(Laplace(), 2)
     h = torch.tensor([[0.0, 1.0]])
-    torch.testing.assert_close(Passed(latents)(h), -1 / (h.exp().log1p() + FLOOR))
-
-
-def test_what_is_passed_on_leaves_the_means_alone_where_the_activation_writes_in_place() -> None:
-    closing = nn.ReLU(inplace=True)
-    latents = of(Gaussian(), 2, through=closing)
-    mean = torch.tensor([[-1.0, 1.0, -3.0, -3.0]])
-    before = mean.clone()
-    assert torch.equal(latents.passed_on(mean), torch.tensor([[0.0, 1.0]]))
-    assert torch.equal(mean, before)
-    assert closing.inplace  # the network's own is left as it was
+    torch.testing.assert_close(Passed(latents)(h), -1 / (h.exp().log1p() + LEAST))
 
 
 @pytest.mark.parametrize(
