@@ -26,7 +26,8 @@ from sidestep.errors import DataError, Diverged, UsageError
 from sidestep.evaluate import evaluate, last, named, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
-from sidestep.measure.readouts import readouts
+from sidestep.measure.readouts import held_out, readouts
+from sidestep.measure.uncertainty import of_the_answer
 from sidestep.progress import Progress
 from sidestep.run import (
     METRICS,
@@ -260,8 +261,10 @@ class Trainer:
             summary |= {"test_samples": len(test)} | named("test", measured) | losses(assembly, "test", measured)
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
-        if isinstance(assembly.task, Classification) and (read := readouts(assembly)) is not None:
-            summary["readouts"] = read
+        if isinstance(assembly.task, Classification) and (held := held_out(assembly)):
+            summary["uncertainty"] = of_the_answer(held)
+            if (read := readouts(held)) is not None:
+                summary["readouts"] = read
         seconds, steps = self.timed
         summary |= {
             "samples_per_second": self.config.batch_size * steps / seconds if seconds else None,

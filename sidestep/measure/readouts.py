@@ -5,7 +5,7 @@ R blocks with a read-out, N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +18,27 @@ from sidestep.measure.calibration import accuracy, nll
 RIDGE = 1e-4  # on V: keeps it finite where a gate could be perfect
 
 
-def readouts(assembly: Assembly) -> dict[str, dict[str, dict[str, float]]] | None:
-    """Accuracy and NLL (nats) on `val` and `test` by each way to read the network, None with fewer than two read-outs.
+Collected = tuple[Tensor, Tensor]
+"""All read-outs of a source, logits (R, N, C), and its labels (N,)."""
+
+
+def held_out(assembly: Assembly) -> dict[str, Collected]:
+    """`collect` of `val` and `test`, without a split that does not exist or that the run may not read."""
+    parts = {"val": assembly.data.val, "test": assembly.test}
+    return {name: collect(assembly, source) for name, source in parts.items() if source is not None}
+
+
+def readouts(held: Mapping[str, Collected]) -> dict[str, dict[str, dict[str, float]]] | None:
+    """Accuracy and NLL (nats) on each split by each way to read the network, None with fewer than two read-outs.
 
     last: the last block's answer.  mean: softmax of the blocks' mean logits.  gate: `gated`, fitted on the validation
-    split, so its figures there are those of its own training samples.  A split that does not exist, or that the run may
-    not read, is left out, and without a validation split the gate is.
+    split, so its figures there are those of its own training samples; without a validation split there is none.
     """
-    if sum(reading(assembly)) < 2:
+    if any(len(logits) < 2 for logits, _ in held.values()):
         return None
     found: dict[str, dict[str, dict[str, float]]] = {}
     gate: tuple[Tensor, Tensor] | None = None
-    for split, source in (("val", assembly.data.val), ("test", assembly.test)):
-        if source is None:
-            continue
-        logits, y = collect(assembly, source)
+    for split, (logits, y) in held.items():
         logits = logits.double()
         log_p = logits.log_softmax(-1)
         answers = {"last": logits[-1], "mean": logits.mean(0)}
@@ -52,7 +58,7 @@ def reading(assembly: Assembly) -> list[bool]:
     return [block is not None for block in assembly.engine.predict(assembly.task.sample)]
 
 
-def collect(assembly: Assembly, source: Source) -> tuple[Tensor, Tensor]:
+def collect(assembly: Assembly, source: Source) -> Collected:
     """All read-outs of all samples, logits (R, N, C) float32 and labels (N,), on the CPU.
 
     Where every token has a label of its own, tokens count as samples from here on, those of a text in a row.

@@ -16,7 +16,7 @@ from sidestep.data.samples import Samples, Source
 from sidestep.data.sources import load
 from sidestep.errors import UsageError
 from sidestep.measure.calibration import Scores, adaptive_ece, confidence, ranked
-from sidestep.measure.readouts import collect, reading
+from sidestep.measure.readouts import Collected, collect, reading
 
 COVERAGES = 100  # at which the risk is kept
 BARS = 20  # of equal width, of a histogram
@@ -149,11 +149,24 @@ def rounded(values: Tensor) -> list[float]:
     return [round(value, DIGITS) for value in values.tolist()]
 
 
+def of_the_answer(held: Mapping[str, Collected]) -> dict[str, dict[str, float | None]]:
+    """`measures` of the last block on each split, and on `test_scaled` those after `T`, fitted on the validation split.
+
+    All of the latter are None where there is no T.
+    """
+    last = {split: (logits[-1].double(), y) for split, (logits, y) in held.items()}
+    found: dict[str, dict[str, float | None]] = {split: {**measures(*answer)} for split, answer in last.items()}
+    if "val" in last and "test" in last:
+        (logits, y), t = last["test"], temperature(*last["val"])
+        found["test_scaled"] = {"T": t, **(dict.fromkeys(found["test"]) if t is None else measures(logits / t, y))}
+    return found
+
+
 def uncertainty(
     assembly: Assembly,
     source: Source,
     outside: Samples | None = None,
-    collected: tuple[Tensor, Tensor] | None = None,
+    collected: Collected | None = None,
 ) -> dict[str, Any]:
     """`measures` of every block on a source, each a list with None for a block without a read-out, and under `mean`
     those of the softmax of the blocks' mean logits.
@@ -201,7 +214,7 @@ def uncertainty(
     return found
 
 
-def answers(collected: tuple[Tensor, Tensor]) -> tuple[list[Tensor], Tensor]:
+def answers(collected: Collected) -> tuple[list[Tensor], Tensor]:
     """Logits (N, C) float64 of every read-out and, last, their mean; and the labels (N,)."""
     logits, y = collected
     logits = logits.double()

@@ -13,7 +13,7 @@ from sidestep.assemble import Assembly, Data, assemble
 from sidestep.core.task import Classification
 from sidestep.data.samples import Samples
 from sidestep.measure.calibration import nll
-from sidestep.measure.readouts import fit_gate, gated, readouts
+from sidestep.measure.readouts import fit_gate, gated, held_out, readouts
 from tests.test_train import configured
 
 HALVES = [[[2.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]]]
@@ -47,7 +47,7 @@ def some_read_outs() -> tuple[Tensor, Tensor]:
 
 
 def test_last_and_mean_are_those_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = readouts(answering(monkeypatch, None, samples(HALVES, [0, 0])))
+    found = readouts(held_out(answering(monkeypatch, None, samples(HALVES, [0, 0]))))
     # Both labels are 0: the last block's logits are (0, 0) and (0, 3), the means (1, 0) and (0, 2).  All in float64.
     last = (math.log(2) + math.log(1 + math.exp(3))) / 2
     mean = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
@@ -94,7 +94,7 @@ def test_a_gate_learns_to_prefer_the_block_that_is_right(monkeypatch: pytest.Mon
             right, wrong = ([1.0, 0.0], [0.0, 3.0]) if n % 4 < 2 else ([0.0, 1.0], [3.0, 0.0])
             logits.append([right, wrong] if n % 2 else [wrong, right])
         sets.append(samples(logits, [int(n % 4 >= 2) for n in range(count)]))
-    found = readouts(answering(monkeypatch, sets[0], sets[1]))
+    found = readouts(held_out(answering(monkeypatch, sets[0], sets[1])))
     assert found is not None and list(found) == ["val", "test"]
     for split in found.values():
         assert split["last"]["accuracy"] == 0.5
@@ -135,8 +135,8 @@ def test_the_same_fit_twice_gives_equal_bits_and_draws_no_random_number() -> Non
 
 
 def test_a_network_with_one_read_out_has_no_other_reading() -> None:
-    assert readouts(assemble(configured("backprop"))) is None
-    assert readouts(assemble(configured("local_ce", blocks="1"))) is None
+    assert readouts(held_out(assemble(configured("backprop")))) is None
+    assert readouts(held_out(assemble(configured("local_ce", blocks="1")))) is None
 
 
 def test_every_method_with_heads_is_read_by_all_of_them_and_left_as_it_was() -> None:
@@ -144,7 +144,7 @@ def test_every_method_with_heads_is_read_by_all_of_them_and_left_as_it_was() -> 
         made = assemble(configured(method))
         made.engine.step(made.batches(0))
         before = {k: v.clone() for k, v in made.engine.state_dict().items()}
-        found = readouts(made)
+        found = readouts(held_out(made))
         assert found is not None
         assert [list(ways) for ways in found.values()] == [["last", "mean", "gate"]] * 2
         assert found["val"]["gate"]["nll"] <= found["val"]["mean"]["nll"] + 1e-12  # as above
@@ -160,6 +160,6 @@ def test_every_method_with_heads_is_read_by_all_of_them_and_left_as_it_was() -> 
 
 def test_the_test_set_is_not_read_where_the_run_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     both = samples(HALVES, [0, 1])
-    assert list(readouts(answering(monkeypatch, both, both, "never")) or {}) == ["val"]
-    assert list(readouts(answering(monkeypatch, both, both)) or {}) == ["val", "test"]
-    assert "gate" not in (readouts(answering(monkeypatch, None, both)) or {})["test"]
+    assert list(readouts(held_out(answering(monkeypatch, both, both, "never"))) or {}) == ["val"]
+    assert list(readouts(held_out(answering(monkeypatch, both, both))) or {}) == ["val", "test"]
+    assert "gate" not in (readouts(held_out(answering(monkeypatch, None, both))) or {})["test"]

@@ -15,13 +15,14 @@ from sidestep.assemble import assemble
 from sidestep.data.samples import Samples
 from sidestep.evaluate import evaluate
 from sidestep.measure.calibration import Scores, accuracy, adaptive_ece, brier, confidence, ece, nll
-from sidestep.measure.readouts import collect, readouts
+from sidestep.measure.readouts import collect, held_out, readouts
 from sidestep.measure.uncertainty import (
     aurc,
     auroc,
     curves,
     histogram,
     measures,
+    of_the_answer,
     reliability,
     risk_coverage,
     sampled,
@@ -448,7 +449,7 @@ def test_of_a_real_network_every_number_is_that_of_its_own_measure() -> None:
     plain = evaluate(made, test)
     for name in MEASURES:  # summed over batches there, at once here
         assert found[name] == rounded_blocks(plain[name])
-    read = readouts(made)
+    read = readouts(held_out(made))
     assert read is not None
     assert {k: found["mean"][k] for k in ("accuracy", "nll")} == read["test"]["mean"]
     (logits, y), (logits_val, y_val) = collect(made, test), collect(made, val)
@@ -477,3 +478,20 @@ def test_measures_are_those_of_calibration() -> None:
     for name, measure in {"accuracy": accuracy, "nll": nll, "brier": brier, "ece": ece}.items():
         assert found[name] == rounded(measure(logits, y).item())
     assert found["aurc"] == aurc(logits, y).item() and found["adaptive_ece"] == adaptive_ece(logits, y).item()
+
+
+def test_a_summary_has_the_answers_measures_raw_and_after_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as `uncertainty` has of the last block; without validation samples there is no temperature."""
+    (logits, y), (judged, labels) = ((z[1:].float(), y) for z, y in (some_read_outs(), some_read_outs()))
+    judged = judged.flip(1)
+    labels = labels.flip(0)
+    both = {"val": (logits, y), "test": (judged, labels)}
+    found = of_the_answer(both)
+    assert list(found) == ["val", "test", "test_scaled"]
+    assert found["test"] == measures(judged[-1].double(), labels)
+    t = temperature(logits[-1].double(), y)
+    assert t is not None and found["test_scaled"] == {"T": t, **measures(judged[-1].double() / t, labels)}
+    assert list(of_the_answer({"test": (judged, labels)})) == ["test"]
+    right = torch.eye(4)[y][None] * 5
+    never = of_the_answer({"val": (right, y), "test": (judged, labels)})["test_scaled"]
+    assert set(never.values()) == {None}
