@@ -1,0 +1,147 @@
+"""Whether BLL's Kullback-Leibler term and its messages earn anything over greedy cross-entropy, and against backprop.
+
+Bernoulli and Gaussian latents on a multilayer perceptron in four blocks, beside the same blocks with m = 0, local
+cross-entropy with the same read-out, and backprop with the same activations and with the usual ones.  To first order in
+m BLL is greedy cross-entropy (Kappel et al., arXiv:2305.14974, and the test of that identity), so the controls decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, Format, fixed
+from sidestep.studies import against
+from sidestep.studies.rows import Value, mean, minus, names, nats, pick, sizes, table
+from sidestep.studies.study import Grid, Row, Study
+
+QUESTION = "Does BLL earn anything over greedy cross-entropy?"
+BERNOULLI, GAUSSIAN = "BLL, Bernoulli", "BLL, Gaussian"
+SIGMOID, RELU = "sigmoid", "ReLU"
+FAMILIES = {BERNOULLI: "train bll", GAUSSIAN: "train bll --family gaussian"}
+OTHERS = {
+    **{f"{name}, m = 0": f"{words} --m 0" for name, words in FAMILIES.items()},
+    f"local_ce, {SIGMOID}": "train local_ce --set model.activation=sigmoid",
+    f"local_ce, {RELU}": "train local_ce",
+    f"backprop, {SIGMOID}": "train backprop --set model.activation=sigmoid",
+    f"backprop, {RELU}": "train backprop",
+}
+SMOOTHED = {f"backprop, {RELU}, smoothing tuned": "train backprop"}
+ARMS = {**FAMILIES, **OTHERS, **SMOOTHED}
+SAME = {BERNOULLI: SIGMOID, GAUSSIAN: RELU}
+"""A family's latents, and the activation of the controls that stand for it: what a block's features go through."""
+
+
+def trusted(measure: str, part: str = "test_scaled") -> Callable[[Row], float | None]:
+    """A measure of the answer on the test set, after one temperature fitted on validation or raw."""
+    return lambda row: ((row.get("uncertainty") or {}).get(part) or {}).get(measure)
+
+
+RAW, SCALED = "raw", "after temperature"
+CALIBRATION: Sequence[tuple[str, Value, Format]] = tuple(
+    (f"{head}, {how}", trusted(measure, part), fixed(4))
+    for how, part in ((RAW, "test"), (SCALED, "test_scaled"))
+    for head, measure in (("NLL", "nll"), ("Brier", "brier"), ("ECE, equal mass", "adaptive_ece"), ("AURC", "aurc"))
+)
+
+
+def page(rows: Sequence[Row]) -> Page:
+    found = {
+        data: {arm: its for arm in ARMS if (its := pick(rows, arm=arm, data=data))} for data in names(rows, "data")
+    }
+    found = {data: arms for data, arms in found.items() if arms}
+    return Page(
+        QUESTION,
+        " ".join(answer(data, arms) for data, arms in found.items()) or "Nothing has run yet.",
+        [section(data, arms) for data, arms in found.items()],
+        rows,
+    )
+
+
+def answer(data: str, arms: Mapping[str, Sequence[Row]]) -> str:
+    said: list[str] = []
+    for family, activation in SAME.items():
+        own = mean(arms.get(family, []))
+        gaps = {arm: minus(arms.get(family, []), arms.get(arm, [])) for arm in controls(activation, family)}
+        known = {arm: gap for arm, gap in gaps.items() if gap}
+        if own is not None and known:
+            said.append(f"{family} reaches {100 * own:.2f} %. " + against.said(f"{family} less", known))
+    return f"On {data}: {' '.join(said)}" if said else f"On {data} BLL and a control have not both run yet."
+
+
+def controls(activation: str, family: str) -> list[str]:
+    """m = 0, local_ce and backprop with the same features, and backprop as anyone would use it."""
+    found = [f"{family}, m = 0", f"local_ce, {activation}", f"backprop, {activation}", f"backprop, {RELU}"]
+    return list(dict.fromkeys(found))
+
+
+def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
+    chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
+    further: list[Column] = [chosen]
+    for family in SAME:
+        gaps = against.less(arms, family)
+        further += against.column(f"less {family}", list(arms), gaps)
+    accuracies = table(arms, [("test accuracy, %", "test_accuracy", PERCENT)], further=[*further, *sizes(arms)])
+    return Section(
+        data,
+        "Differences are paired by seed, with their 95 % interval. Better means NLL and AURC after temperature: a "
+        "temperature leaves every answer as it was, so what it mends was no knowledge.",
+        [
+            ("Accuracy", accuracies),
+            ("How far answers can be trusted", table(arms, CALIBRATION, further=trust(arms))),
+        ],
+        against.figure(f"each less {BERNOULLI} on {data}", against.less(arms, BERNOULLI)),
+    )
+
+
+def trust(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
+    """Differences in NLL and AURC after temperature to each of BLL's families."""
+    found: list[Column] = []
+    for family in SAME:
+        for head, measure in (("NLL", "nll"), ("AURC", "aurc")):
+            gaps = against.less(arms, family, trusted(measure))
+            if gaps:
+                cells = [
+                    f"{nats(gaps[arm])}, {gaps[arm].verdict.removesuffix(' from')}" if arm in gaps else ""
+                    for arm in arms
+                ]
+                found.append((f"{head} less that of {family}", cells))
+    return found
+
+
+NETWORK = "--model mlp --set model.depth=4 --set model.width=512 --blocks 4 --epochs 10 --augment none"
+DATA = {"Fashion-MNIST": "--data fashion-mnist", "MNIST": "--data mnist"}
+TRIAL = f"{DATA['Fashion-MNIST']} --epochs 5"
+RATES = ("0.001", "0.002", "0.004", "0.008")
+TWO = RATES[1:3]
+AT = ("plug-in", "sample")
+"""Four trials for everybody: the rate, or two rates by a field of the arm's own."""
+
+
+def grid(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
+    return Grid(
+        arms,
+        NETWORK,
+        {"data": DATA},
+        {"cpu": 5, "gpu": 5},
+        candidates=candidates,
+        trial=TRIAL,
+        smoke="--set model.width=32",
+    )
+
+
+STUDY = Study(
+    QUESTION,
+    [
+        grid(
+            FAMILIES,
+            {f"rate {lr}, {likelihood}": f"--lr {lr} --likelihood {likelihood}" for lr in TWO for likelihood in AT},
+        ),
+        grid(OTHERS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),
+        grid(
+            SMOOTHED,
+            {f"rate {lr}, smoothing {s}": f"--lr {lr} --label-smoothing {s}" for lr in TWO for s in ("0.05", "0.1")},
+        ),
+    ],
+    page,
+)
