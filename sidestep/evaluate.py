@@ -36,10 +36,10 @@ def evaluate(assembly: Assembly, source: Source, *, noise: float = 0.0) -> dict[
     belief curves, which stand under `descent` where the method has a theory of them.
     """
     task = assembly.task
+    new = partial(Errors, task) if isinstance(task, Regression) else Scores
     scores: list[Scores | Errors | None] = []
     curves: list[Mapping[str, Tensor]] = []
     for logits, y in assembly.answers(source):
-        new = partial(Errors, task) if isinstance(task, Regression) else Scores
         scores = scores or [None if block is None else new() for block in logits]
         for score, block in zip(scores, logits, strict=True):
             if score is not None and block is not None:

@@ -26,7 +26,7 @@ class Task(ABC):
     """What is to be learnt of inputs of one shape.  Final subclasses are frozen dataclasses."""
 
     sample: Tensor  # (1 or more, ...) an example input, in the form the network gets it
-    per_token: bool  # every token of an input has a label of its own
+    per_token: bool = False  # every token of an input has a label of its own
 
     @property
     @abstractmethod
@@ -131,7 +131,6 @@ class Regression(Task):
 
     shape: torch.Size  # of one sample's target
     sample: Tensor
-    per_token: bool = False
 
     @property
     def outputs(self) -> int:

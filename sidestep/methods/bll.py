@@ -172,7 +172,7 @@ class BLL(Method):
     def feedback(self, cell: Cell, *above: Tensor) -> Emit:
         """above: the state of the twin block after, for every class; at the last block the classes themselves.
 
-        Numbers that are to be predicted have no state.
+        Where targets are numbers there are none at inference, and the answer needs none.
         """
         if not above:
             return Emit()
@@ -184,9 +184,7 @@ class BLL(Method):
         block, (latents, twin, lift) = cell.block, parts(cell.block)
         law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
-        above = self.sink(cell.batch, {}, cell.task) if self.twin == "linear" else ()
-        state = twin(*above) if above else cell.kept.get("state")
-        weights = None if state is None or isinstance(cell.task, Regression) else self.weights(twin, state)
+        messages, weights = self.said(cell, twin)
         answer = partial(read, latents, weights=weights, lift=lift)
         a = latents(block.net(h))
         mean = law.mean(a)
@@ -194,8 +192,11 @@ class BLL(Method):
             passed = latents.passed_on(mean)
             said = block.extras["classifier"](passed) if "classifier" in block.extras else answer(mean)
             return Emit(send=(passed,), logits=said)
-        assert state is not None
-        rho = law.product(a, self.own(cell, twin.messages(state), answer(mean)), m)
+        assert messages is not None
+        own = of_target(messages, cell)
+        if self.centre == "prediction" and twin.classes:
+            own = law.less(own, answer(mean).softmax(-1).to(messages) @ messages)
+        rho = law.product(a, own, m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a)
         miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
@@ -206,17 +207,14 @@ class BLL(Method):
             loss = loss + cell.task.loss(said, cell.y, self.label_smoothing)
         return Emit(send=(passed,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
 
-    def weights(self, twin: Twin, state: Tensor) -> Tensor:
-        """What a read-out of classes compares with."""
-        return twin.embeddings(state) if self.read_out == "lifted" else twin.messages(state)
-
-    def own(self, cell: Cell, messages: Tensor, answer: Tensor) -> Tensor:
-        """The message of every label, (..., N); of soft labels the mean one.  answer: what the block predicts."""
-        y, law = cell.y, parts(cell.block)[0].family
-        if isinstance(cell.task, Regression):
-            return messages
-        own = y @ messages if y.is_floating_point() else messages[y]
-        return law.less(own, answer.softmax(-1).to(messages) @ messages) if self.centre == "prediction" else own
+    def said(self, cell: Cell, twin: Twin) -> tuple[Tensor | None, Tensor | None]:
+        """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""
+        above = self.sink(cell.batch, {}, cell.task) if self.twin == "linear" else ()
+        state = twin(*above) if above else cell.kept.get("state")
+        if state is None:
+            return None, None
+        messages = twin.messages(state)
+        return messages, twin.weights(state, messages)
 
     def mixed(self, cell: Cell) -> float:
         """m at this step."""
@@ -267,7 +265,7 @@ class BLL(Method):
             if "classifier" in last.extras:
                 logits = last.extras["classifier"](h)
             else:
-                logits = read(latents, means[-1], self.weights(twin, states[-2]), lift)
+                logits = read(latents, means[-1], twin.weights(states[-2], twin.messages(states[-2])), lift)
             sums = logits.flatten(0, -2).mean(0)
             gradients = zip(*(torch.autograd.grad(s, means, retain_graph=True) for s in sums), strict=True)
         found: list[float | None] = []
@@ -294,7 +292,8 @@ class BLL(Method):
             return nn.Sequential(*stages, ReadOut(latents, None, lift))
         with torch.no_grad():
             device = next(last.parameters()).device
-            weights = self.weights(twin, twin(torch.eye(twin.classes, device=device)))
+            state = twin(torch.eye(twin.classes, device=device))
+            weights = twin.weights(state, twin.messages(state))
         return nn.Sequential(*stages, ReadOut(latents, weights, lift))
 
 
@@ -302,6 +301,14 @@ def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     return latents, twin, block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # no get
+
+
+def of_target(messages: Tensor, cell: Cell) -> Tensor:
+    """The message of every label, (..., N), of soft labels the mean one; numbers have one a sample already."""
+    y = cell.y
+    if isinstance(cell.task, Regression):
+        return messages
+    return y @ messages if y.is_floating_point() else messages[y]
 
 
 def angle(a: Tensor, b: Tensor) -> float:

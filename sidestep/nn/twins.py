@@ -56,6 +56,12 @@ class Twin(nn.Module):
             said = flat(said)
         return self.family.message(said) / self.positions
 
+    def weights(self, state: Tensor, messages: Tensor) -> Tensor | None:
+        """What a read-out of classes compares with: embeddings where there are any, else the messages; else None."""
+        if not self.classes:
+            return None
+        return messages if self.embed is None else self.embeddings(state)
+
     def embeddings(self, state: Tensor) -> Tensor:
         """Of every class, (C, L), centred over classes."""
         assert self.embed is not None
