@@ -123,7 +123,7 @@ def by_block(group: Group) -> Table | None:
     columns: list[Column] = []
     for key, head, form in JUDGED:
         values = group.final(f"block_{key}")
-        if values is not None:
+        if key.startswith("test_") and values is not None:
             columns.append((head, [shown(Spread.of(values[:, k].tolist()), form) for k in read]))
     return Table.of([str(k + 1) for k in read], columns, "block")
 

@@ -205,6 +205,26 @@ def test_a_method_that_reads_out_at_its_end_only_has_one_line_and_no_table_by_bl
     assert not re.search(r"\bnan\b", re.sub(r"data:[^\"]*", "", html), re.IGNORECASE)
 
 
+def test_the_table_by_block_has_what_was_measured_on_the_test_set_and_no_more(tmp_path: Path) -> None:
+    _, page = page_of([write_run(tmp_path / "a", summary={"block_val_accuracy": [0.5, 0.6, 0.7]})], tmp_path)
+    (table,) = (table for table in page.tables if table[0][0] == "block")
+    assert table[0] == ["block", "test accuracy, %", "test NLL, nats", "test Brier", "test ECE"]
+
+
+def test_a_run_judged_by_its_loss_is_told_in_nats_and_its_feedback_in_degrees(tmp_path: Path) -> None:
+    losses = {"test_loss": -0.5, "val_loss": -0.25, "test_nll": -0.5, "test_rmse": 0.125}
+    folder = write_run(tmp_path / "a", "bll", summary=losses | {"test_accuracy": None, "val_accuracy": None})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"angles": [80.0, 70.0, None]}) + "\n" for row in lines)
+    )
+    html, page = page_of([folder], tmp_path)
+    assert "bll reaches −0.5000 nats test loss on toys" in html
+    assert "Validation loss." in html and "Validation accuracy." not in html
+    assert page.tables[0][0][1:3] == ["test NLL, nats", "test Brier"] and "test RMSE" in page.tables[0][0]
+    assert "Feedback" in html and "degrees" in html
+
+
 def test_the_descent_table_is_what_the_summary_says(tmp_path: Path) -> None:
     _, page = page_of([write_run(tmp_path / "a", descent=True)], tmp_path)
     table = next(table for table in page.tables if table[0][0] == "after block")
