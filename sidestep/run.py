@@ -26,6 +26,8 @@ from sidestep.errors import DataError, UsageError
 from sidestep.methods import METHODS, method_class
 
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+EVIDENCE = tuple(f"{name}.json" for name in ("audit", "costs", "examples", "uncertainty", "deviations"))
+"""What a run's page is made of besides; each is there where it was measured."""
 CUSTOM = "custom"
 """The name of data and networks that only the caller of `fit` has."""
 FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every", "report")
@@ -132,16 +134,7 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_writer(folder):
         if config.overwrite and (folder / CONFIG).exists():
-            for name in (
-                CONFIG,
-                METRICS,
-                SUMMARY,
-                REPORT,
-                "audit.json",
-                "costs.json",
-                "examples.json",
-                "uncertainty.json",
-            ):
+            for name in (CONFIG, METRICS, SUMMARY, REPORT, *EVIDENCE):
                 (folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "model"):
                 shutil.rmtree(folder / name, ignore_errors=True)

@@ -62,7 +62,7 @@ def deviations(assembly: Assembly, source: Source) -> dict[str, Any]:
     fitted = [None] * len(judged) if val is None or val is source else collect(assembly, val)
     rows = [None if one is None else row(one, fit) for one, fit in zip(judged, fitted, strict=True)]
     names = next(r for r in rows if r is not None)
-    return {"samples": len(source)} | {name: [r and r[name] for r in rows] for name in names}
+    return {"samples": len(source), "levels": LEVELS} | {name: [r and r[name] for r in rows] for name in names}
 
 
 Moments = tuple[Tensor, Tensor]

@@ -18,18 +18,21 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.assemble import Assembly
-from sidestep.core.task import Classification
+from sidestep.core.task import Regression, moments
 from sidestep.data.samples import Samples, Source
 from sidestep.errors import Busy
 from sidestep.files import only_writer, strict_json, write_json, write_text_atomic
 from sidestep.measure.cost import costs as measure_costs
 from sidestep.measure.isolation import audit
 from sidestep.measure.readouts import collect, reading
+from sidestep.measure.regression import deviations
 from sidestep.measure.uncertainty import uncertainty
 
 AUDIT, COSTS, EXAMPLES, UNCERTAINTY = "audit.json", "costs.json", "examples.json", "uncertainty.json"
+DEVIATIONS = "deviations.json"
 RIGHT, WRONG = 5, 1  # samples shown that the last block answers rightly, and wrongly
 LOOKED_AT = 2000  # samples, the first, of which the examples are chosen
+SHOWN = 6  # answers to targets that are pictures
 SIDE = 64  # pixels; larger pictures are shrunk to it
 
 
@@ -37,13 +40,18 @@ def write_evidence(assembly: Assembly, folder: Path, costs: bool = True) -> None
     """Write audit.json, examples.json, uncertainty.json and, with `costs`, costs.json beside a run's summary.
 
     Trains nothing of the run.  Without a test set the examples and the uncertainty are of the validation split; without
-    that, or of targets that are numbers, there are none.  Of tokens with labels of their own there are no examples.
+    that there are none.  Of tokens with labels of their own there are no examples.  Of targets that are numbers both
+    are in deviations.json.
     """
     write_json(folder / AUDIT, audit(assembly))
     if costs:
         write_json(folder / COSTS, measure_costs(assembly))
     source = assembly.test or assembly.data.val
-    if source is None or not isinstance(assembly.task, Classification):
+    if source is None:
+        return
+    if isinstance(assembly.task, Regression):
+        found = {"split": "val" if source is assembly.data.val else "test", **deviations(assembly, source)}
+        write_json(folder / DEVIATIONS, found | {"items": answered(assembly, source)})
         return
     collected = collect(assembly, source)
     if len(collected[1]) == len(source):
@@ -85,6 +93,24 @@ def examples(assembly: Assembly, source: Source, logits: Tensor, y: Tensor) -> d
         items.append(item | image(picture))
     names = source.classes if isinstance(source, Samples) else map(str, range(logits.shape[-1]))
     return {"classes": list(names), "items": items}
+
+
+def answered(assembly: Assembly, source: Source) -> list[dict[str, str]]:
+    """Pictures of the first samples whose targets are pictures in 0..1: the target, its mean, its deviation.
+
+    PNG in base64; a deviation is shown as a share of the largest of them all.
+    """
+    x, y = next(assembly.eval_batches(source))
+    y = y[:SHOWN]
+    if y.dim() != 4 or y.shape[1] not in (1, 3):
+        return []
+    answer = assembly.engine.predict(x[:SHOWN])[-1]
+    assert answer is not None
+    mean, log_precision = moments(answer)
+    deviation = (-0.5 * log_precision).exp()
+    parts = {"target": y, "mean": mean, "deviation": deviation / deviation.amax()}
+    shown = {name: (255 * part.clamp(0, 1)).round().byte() for name, part in parts.items()}
+    return [{name: image(part[i])["png"] for name, part in shown.items()} for i in range(len(y))]
 
 
 def choose(beliefs: Tensor, y: Tensor) -> list[int]:

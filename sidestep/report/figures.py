@@ -150,6 +150,30 @@ def reliability(alt: str, answers: Sequence[Line]) -> str:
         return inline(figure, alt)
 
 
+def coverage(alt: str, shares: np.ndarray, levels: Sequence[float]) -> str:
+    """How often the truth lies within intervals that are to hold it `levels` % of the time: a line a level.
+
+    shares: (P, L) in percent, over P parts of the numbers, from the narrowest predicted deviation to the widest.
+    """
+    with style(alt):
+        figure, axes = panel()
+        parts = np.arange(1, len(shares) + 1)
+        ends: list[tuple[float, str, str]] = []
+        for k, (share, level) in enumerate(zip(shares.T, levels, strict=True)):
+            axes.axhline(level, color=MUTED, linewidth=0.8)
+            axes.plot(parts, share, color=depth(k, len(levels)), zorder=3, clip_on=False)
+            ends.append((float(share[-1]), f"{level:.0f} %", depth(k, len(levels))))
+        axes.set(
+            xlim=(1, len(shares)),
+            ylim=(0, 100),
+            xlabel="tenth, by predicted deviation",
+            ylabel="within the interval, %",
+        )
+        whole_numbers(axes)
+        end_labels(axes, ends)
+        return inline(figure, alt)
+
+
 def risk_coverage(alt: str, coverage: Sequence[float], risks: np.ndarray, mean: np.ndarray | None) -> str:
     """The share of wrong answers among the most confident, over the share that is answered: a line a block.
 

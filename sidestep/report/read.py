@@ -30,6 +30,7 @@ class Record:
     audit: dict[str, Any] | None
     costs: list[dict[str, Any]]
     examples: dict[str, Any] | None
+    deviations: dict[str, Any] | None
     uncertainty: dict[str, Any] | None
 
 
@@ -115,6 +116,7 @@ def read(folder: Path) -> Record:
             audit=load("audit.json", None),
             costs=load("costs.json", []),
             examples=load("examples.json", None),
+            deviations=load("deviations.json", None),
             uncertainty=load("uncertainty.json", None),
         )
     except FileNotFoundError as error:

@@ -40,6 +40,17 @@ class Uncertainty:
 
 
 @dataclass(frozen=True)
+class Deviations:
+    """How far predicted deviations can be trusted, of the first run."""
+
+    where: str  # the samples judged
+    scaled: bool  # after a factor fitted on the validation split
+    coverage: str
+    table: tables.Table | None
+    items: list[dict[str, str]]  # pictures of single samples: target, mean, deviation
+
+
+@dataclass(frozen=True)
 class Section:
     """One group.  Figures are SVG; what was not measured is None or empty."""
 
@@ -50,6 +61,7 @@ class Section:
     angles: str | None
     blocks: tables.Table | None
     uncertainty: Uncertainty | None
+    deviations: Deviations | None
     descent: Descent | None
     examples: list[views.Example]
     audit: views.Audit | None
@@ -93,6 +105,7 @@ def section(group: Group, judged: str | None) -> Section:
         angles=curves(f"angle of feedback {of}", epochs, group.history("angles"), "degrees"),
         blocks=tables.by_block(group),
         uncertainty=uncertainty(group),
+        deviations=deviations(group),
         descent=descent(group, epochs),
         examples=views.examples(first.examples),
         audit=None if first.audit is None else views.audit(first.audit),
@@ -163,6 +176,24 @@ def uncertainty(group: Group) -> Uncertainty | None:
         auroc=other and found["ood_auroc"][-1],
         several=several,
         table=tables.uncertainty(group),
+    )
+
+
+def deviations(group: Group) -> Deviations | None:
+    """From the first run's deviations.json; None where it has none."""
+    found = group.first.deviations
+    if found is None:
+        return None
+    shares, levels = (
+        100 * np.array(found["coverage"][-1]),
+        [100 * level for level in found["levels"]],
+    )  # (parts, levels)
+    return Deviations(
+        where=f"{found['samples']:,} {'validation' if found['split'] == 'val' else 'test'} samples",
+        scaled=found["scale"][-1] is not None,
+        coverage=figures.coverage(f"coverage by predicted deviation, {group.label}", shares, levels),
+        table=tables.deviations(found),
+        items=found["items"],
     )
 
 

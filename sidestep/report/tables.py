@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,21 @@ def by_block(group: Group) -> Table | None:
         values = group.final(f"block_{key}")
         if key.startswith("test_") and values is not None:
             columns.append((head, [shown(Spread.of(values[:, k].tolist()), form) for k in read]))
+    return Table.of([str(k + 1) for k in read], columns, "block")
+
+
+def deviations(found: Mapping[str, Any]) -> Table | None:
+    """Likelihoods of every block with a read-out, from a run's deviations.json."""
+    heads = {
+        "nll": "NLL, nats",
+        "scale": "factor",
+        "nll_scaled": "with it",
+        "nll_constant": "one deviation",
+        "nll_per_number": "one a number",
+    }
+    read = [k for k, value in enumerate(found["nll"]) if value is not None]
+    known = [key for key in heads if key in found and found[key][read[-1]] is not None]
+    columns: list[Column] = [(heads[key], [fixed(4)(found[key][k]) for k in read]) for key in known]
     return Table.of([str(k + 1) for k in read], columns, "block")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def test_an_autoencoder_learns_and_says_what_its_deviations_are_worth(method: st
     assert measured["nll"][-1] == pytest.approx(summary["test_nll"], rel=1e-6)  # float32 there
     assert measured["nll_scaled"][-1] is not None and len(measured["coverage"][-1]) == 10
     assert "one sigma" in str(found["text"])
+    kept = json.loads((tmp_path / "run" / "deviations.json").read_text())
+    assert kept["coverage"] == measured["coverage"] and kept["split"] == "test"
+    assert [sorted(item) for item in kept["items"]] == [["deviation", "mean", "target"]] * 6
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 18
+    assert f"<td>{kept['nll_constant'][-1]:.4f}</td>".replace("-", "−") in page
 
 
 def test_fit_learns_numbers_and_refuses_a_network_with_too_few_outputs() -> None:
