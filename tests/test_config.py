@@ -273,7 +273,8 @@ BASE = resolve("backprop")
 def test_the_keys_of_a_configuration_are_flat_and_complete() -> None:
     keys = flat(resolve("sid", {"model": "mlp"}))
     own = {"alpha", "form", "belief", "direction", "label_smoothing", "head", "head_width", "head_depth", "hidden"}
-    assert set(keys) == {*OPTIONS, "model.depth", "model.width", *(f"sid.{name}" for name in own)}
+    model = {"model.depth", "model.width", "model.activation"}
+    assert set(keys) == {*OPTIONS, *model, *(f"sid.{name}" for name in own)}
 
 
 def test_an_incomplete_file_of_a_run_is_bad_data() -> None:
