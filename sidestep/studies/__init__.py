@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "cifar100": "what strong controls leave of SID's largest published gain",
     "backbones": "SID's trunk form inside of VGG-11, ResNet-18 and ViT-Tiny",
     "bll": "whether BLL's Kullback-Leibler term and messages earn anything over greedy cross-entropy",
+    "bll-sequences": "whether credit passes between blocks that learn by themselves, on pointers and characters",
     "gpu-core": "ResNet-18 near its best, and cost over depth, eager and compiled",
 }
 

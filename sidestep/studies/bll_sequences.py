@@ -1,0 +1,118 @@
+"""Whether any credit passes between blocks that learn by themselves, on tasks that one layer cannot solve.
+
+Reversal is a sanity check: one layer of attention by position solves it.  Following k pointers needs log2(k + 1) layers,
+so that a block with fewer must send on what a later one needs, which backprop alone is sure to teach it.  A method
+counts as passing credit across blocks only where its first block fails and its last one reaches 99 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
+from sidestep.studies.rows import Value, mean, names, pick, sizes, table
+from sidestep.studies.study import Grid, Row, Study
+
+QUESTION = "Does credit pass between blocks that learn by themselves?"
+BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
+ARMS = {
+    BLL: "train bll --family gaussian --likelihood sample",
+    "BLL, bootstrapped": "train bll --family gaussian --likelihood sample --bootstrap",
+    "SID": "train sid",
+    GREEDY: "train local_ce",
+    BACKPROP: "train backprop",
+}
+SOLVED = 0.99
+TASKS = {"reversal": "reversal", "1 hop": "pointers-1", "2 hops": "pointers-2", "4 hops": "pointers-4"}
+CHARACTERS = "characters"
+LAYERS = 20
+
+
+def page(rows: Sequence[Row]) -> Page:
+    tasks = {task: pick(rows, task=task) for task in names(rows, "task")}
+    found = {task: its for task, its in tasks.items() if its}
+    said = [text for task, its in found.items() if task != CHARACTERS for text in credit(task, its)]
+    text = " ".join([*said, characters(found.get(CHARACTERS, []))]).strip() or "Nothing has run yet."
+    return Page(QUESTION, text, [section(task, its) for task, its in found.items()], rows)
+
+
+def credit(task: str, rows: Sequence[Row]) -> list[str]:
+    """Who solves it, and where credit passed: a sentence for every way to cut."""
+    found: list[str] = []
+    for cut in names(rows, "cut"):
+        ends = {arm: (of_block(its, 0), of_block(its, -1)) for arm in ARMS if (its := pick(rows, cut=cut, arm=arm))}
+        solved = [arm for arm, (_, last) in ends.items() if last is not None and last >= SOLVED]
+        passed = [arm for arm in solved if (first := ends[arm][0]) is not None and first < SOLVED]
+        late = f"; after a first block that does not: {', '.join(passed)}" if passed else ""
+        words = f"{', '.join(solved)} reach 99 %{late}" if solved else "nobody reaches 99 %"
+        found.append(f"On {task} in {cut}, {words}.")
+    return found
+
+
+def of_block(rows: Sequence[Row], k: int) -> float | None:
+    """The mean test accuracy of one block, None where it has no read-out."""
+    return mean(rows, lambda row: row["block_test_accuracy"][k])
+
+
+def characters(rows: Sequence[Row]) -> str:
+    losses = {arm: loss for arm in ARMS if (loss := mean(pick(rows, arm=arm), "val_loss")) is not None}
+    if not losses:
+        return ""
+    told = "; ".join(f"{arm} {loss:.4f}" for arm, loss in losses.items())
+    return f"Validation loss of characters at equal steps, in nats: {told}."
+
+
+def section(task: str, rows: Sequence[Row]) -> Section:
+    tables: list[tuple[str, Table]] = []
+    for cut in names(rows, "cut"):
+        arms = {arm: its for arm in ARMS if (its := pick(rows, cut=cut, arm=arm))}
+        columns: list[tuple[str, Value, Format]] = [("test accuracy, %", "test_accuracy", PERCENT)]
+        if task == CHARACTERS:
+            columns.append(("validation loss, nats", "val_loss", fixed(4)))
+        if arms:
+            tables.append((cut, table(arms, columns, further=[*by_block(arms), *sizes(arms)])))
+    return Section(task, "Accuracies are shares of tokens. An empty cell is a block without a read-out.", tables)
+
+
+def by_block(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
+    """The accuracy of the first blocks and of the last, a column each."""
+    count = max(len(row["block_test_accuracy"]) for its in arms.values() for row in its)
+    shown = sorted({*range(min(count, 4)), count // 2, count - 1})
+    return [
+        (f"block {k + 1}, %", ["" if (a := of_block(its, k)) is None else PERCENT(a) for its in arms.values()])
+        for k in shown
+    ]
+
+
+NETWORK = f"--model encoder --set model.depth={LAYERS} --set model.width=64 --batch-size 128 --epochs 5"
+GPT = "--model gpt --data tinyshakespeare --blocks 6 --epochs 10"
+RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")}
+SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            ARMS,
+            NETWORK,
+            {
+                "task": {name: f"--data {data}" for name, data in TASKS.items()},
+                "cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)},
+            },
+            {"cpu": 1, "gpu": 3},
+            candidates=RATES,
+            trial=f"--data pointers-1 --blocks {LAYERS}",
+            smoke=SMALL,
+        ),
+        Grid(
+            ARMS,
+            GPT,
+            {"task": {CHARACTERS: ""}, "cut": {"6 blocks": ""}},
+            {"cpu": 1, "gpu": 3},
+            candidates=RATES,
+            smoke=SMALL,
+        ),
+    ],
+    page,
+)

@@ -1,0 +1,46 @@
+"""The page of `bll-sequences`, on rows by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sidestep.studies.bll_sequences import ARMS, BACKPROP, BLL, CHARACTERS, GREEDY, page
+from tests.studies.made import trained
+from tests.studies.pages import columns, written_of_every_part
+
+
+def row(arm: str, blocks: list[float | None], task: str = "4 hops", seed: int = 0, **more: Any) -> dict[str, Any]:
+    last = blocks[-1]
+    assert last is not None
+    labels = {"arm": arm, "task": task, "cut": "3 blocks"}
+    return trained(labels, last, seed, block_test_accuracy=blocks, **more)
+
+
+ROWS = [
+    row(BLL, [0.4, 0.7, 0.995]),
+    row(GREEDY, [0.995, 0.999, 1.0]),
+    row(BACKPROP, [None, None, 1.0]),
+    row(BLL, [0.5, 0.5, 0.5], "reversal"),
+    row(BLL, [0.2, 0.3, 0.4], CHARACTERS, val_loss=1.75),
+    row(BACKPROP, [None, None, 0.5], CHARACTERS, val_loss=1.5),
+]
+
+
+def test_credit_has_passed_only_where_the_first_block_fails_and_the_last_does_not() -> None:
+    text = page(ROWS).answer
+    assert "On 4 hops in 3 blocks, BLL, local_ce, backprop reach 99 %; after a first block that does not: BLL." in text
+    assert "On reversal in 3 blocks, nobody reaches 99 %." in text
+    assert text.endswith("Validation loss of characters at equal steps, in nats: BLL 1.7500; backprop 1.5000.")
+
+
+def test_every_block_shown_has_its_column() -> None:
+    found = columns(page(ROWS), "4 hops", "3 blocks")
+    assert found["block 1, %"] == ["40.00", "99.50", ""]
+    assert found["block 3, %"] == ["99.50", "100.00", "100.00"]
+    assert columns(page(ROWS), CHARACTERS, "3 blocks")["validation loss, nats"] == ["1.7500", "1.5000"]
+
+
+def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
+    rows = [row(arm, [0.4, 0.5, 0.995], task, val_loss=1.5) for arm in ARMS for task in ("4 hops", CHARACTERS)]
+    written_of_every_part(page, rows, tmp_path)
