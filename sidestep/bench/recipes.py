@@ -92,8 +92,7 @@ GPT = replace(
 AUTOENCODER = replace(
     MLP,
     name="autoencoder",
-    note="as mlp, at three times the rate, which BatchNorm takes; greedy blocks clipped: the likelihood's gradient grows "
-    "with the precision",
+    note="as mlp, at three times the rate; greedy blocks clipped: a likelihood's gradient grows with the precision",
     lr=3e-3,
     per_method={"bll": {"clip": 1.0}, "local_ce": {"clip": 1.0}},
 )
