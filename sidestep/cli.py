@@ -257,7 +257,10 @@ COMMANDS: dict[str, Command] = {
         extra={
             "--descent": {"action": "store_true", "help": "the belief curves too"},
             "--probes": {"action": "store_true", "help": "which block loses information: a linear probe on each"},
-            "--uncertainty": {"action": "store_true", "help": "calibration, abstention, and both after temperature"},
+            "--uncertainty": {
+                "action": "store_true",
+                "help": "calibration and abstention, or deviations; for `report` too",
+            },
             "--ood": {"metavar": "NAME", "help": "--uncertainty, and whether NAME is answered less surely"},
         },
     ),

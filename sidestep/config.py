@@ -65,7 +65,7 @@ class TrainConfig:
     label_noise: float = field(default=0.0, metadata=about("data", "share of training labels drawn anew", RATE))
     val_fraction: float = field(metadata=about("data", "share of training samples held out to select on", FRACTION))
     target: Literal["labels", "inputs"] = field(
-        default="labels", metadata=about("data", "what is learnt (default: inputs for an autoencoder, else labels)")
+        default="labels", metadata=about("data", "what is learnt; an autoencoder's is inputs")
     )
     context: int | None = field(
         default=None, metadata=about("data", "tokens a sample, of a text or generated task; none is its own", COUNT)

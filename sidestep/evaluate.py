@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidestep.assemble import Assembly
-from sidestep.core.task import Classification, Regression
+from sidestep.core.task import Classification, Regression, classes
 from sidestep.data.samples import Source
 from sidestep.errors import DataError
 from sidestep.measure.calibration import Scores
@@ -88,6 +88,8 @@ def run(
     part, source = ("val", assembly.data.val) if assembly.test is None else ("test", assembly.test)
     if source is None:
         raise DataError(f"{path} was trained with test=never and no validation samples, expected one to be judged on.")
+    if ood is not None:
+        classes(assembly.task, "--ood")
     other = None if ood is None else other_data(assembly, ood)
     measured = evaluate(assembly, source, noise=assembly.config.label_noise if part == "test" else 0.0)
     result = {"run": str(path), **{k: finished.summary[k] for k in ("method", "model", "data", "selected")}}
