@@ -96,16 +96,19 @@ def comparison_text(found: Mapping[str, Any]) -> str:
             return "as backprop" if name == "test_accuracy" and row["method"] == "backprop_checkpointed" else "-"
         return f"{scale * mean:.{digits}f}" + (f" ±{scale * std:.{digits}f}" if std is not None else "")
 
+    def mean(row: Mapping[str, Any], name: str) -> str:
+        value = row.get(f"{name}_mean")
+        return "-" if value is None else f"{value:.4f}"
+
     seeds = "one seed" if found["seeds"] == 1 else f"mean ± standard deviation of {found['seeds']} seeds"
     lines = [
         f"{found['data']}, {found['model']}, {found['blocks']} blocks, {seeds}",
         f"{'method':<22}{'test acc %':>14}{'NLL':>9}{'ECE':>8}{'step/bp':>9}{'act. MB':>9}{'params':>9}",
     ]
     for row in found["rows"]:
-        nll, ece = row.get("test_nll_mean"), row.get("test_ece_mean")
         lines.append(
             f"{row['method']:<22}{cell(row, 'test_accuracy', 100, 2):>14}"
-            + (f"{nll:>9.4f}{ece:>8.4f}" if nll is not None else f"{'-':>9}{'-':>8}")
+            + f"{mean(row, 'test_nll'):>9}{mean(row, 'test_ece'):>8}"
             + f"{row['ratio_to_backprop']:>9.2f}{row['peak_activation_mb']:>9.2f}{row['params'] / 1e6:>8.3f}M"
         )
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,29 @@ def last(measured: Mapping[str, object], name: str) -> float:
     values = measured[name]
     assert isinstance(values, list) and values[-1] is not None
     return float(values[-1])
+
+
+def judged(assembly: Assembly, measured: Mapping[str, object]) -> tuple[float, str]:
+    """What epochs are chosen by, more being better, and in words: accuracy, or likelihood."""
+    if by_loss(assembly):
+        loss = last(measured, "nll")
+        return -loss, f"loss {loss:.4f} nats"
+    accuracy = last(measured, "accuracy")
+    return accuracy, f"accuracy {100 * accuracy:.2f} %"
+
+
+def by_loss(assembly: Assembly) -> bool:
+    """Whether a run is judged by its likelihood: of a text, and of targets that are numbers."""
+    return assembly.text or isinstance(assembly.task, Regression)
+
+
+def losses(assembly: Assembly, part: str, measured: Mapping[str, object]) -> dict[str, object]:
+    """What such a run's summary has besides: the loss in nats, of all blocks too, and of a text in bits."""
+    if not by_loss(assembly):
+        return {}
+    loss = last(measured, "nll")
+    bits = {f"{part}_bits_per_character": loss / math.log(2)} if assembly.text else {}
+    return {f"{part}_loss": loss, f"block_{part}_loss": measured["nll"]} | bits
 
 
 def run(

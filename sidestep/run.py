@@ -21,6 +21,7 @@ from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, OPTIONS, PLACE, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
+from sidestep.core.task import Regression
 from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
 from sidestep.methods import METHODS, method_class
@@ -51,6 +52,8 @@ class Run:
             value = self.summary.get(name)
             if isinstance(value, float):
                 return value
+        if isinstance(self.assembly.task, Regression):
+            raise UsageError("this run's targets are numbers, which have no accuracy; its summary has their loss.")
         raise UsageError("this run was judged on no data, expected a val_set or a test_set; give fit one of them.")
 
     @property
@@ -59,7 +62,9 @@ class Run:
         return self.assembly.method.export(self.assembly.engine.inference_chain).eval()
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class probabilities (B, C) of raw inputs like those of the training set."""
+        """Class probabilities (..., C) of raw inputs like those of the training set."""
+        if isinstance(self.assembly.task, Regression):
+            raise UsageError("this run's targets are numbers, not classes; run.model gives means and log-precisions.")
         nothing = Samples(x, torch.zeros(len(x), dtype=torch.int64), ("",))
         answers = [self.assembly.engine.predict(x)[-1] for x, _ in self.assembly.eval_batches(nothing)]
         return torch.cat([logits for logits in answers if logits is not None]).float().softmax(-1)

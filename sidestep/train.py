@@ -20,10 +20,10 @@ from torch import Tensor
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, TrainConfig, to_toml
-from sidestep.core.task import Classification, Regression
+from sidestep.core.task import Classification
 from sidestep.core.units import evaluating
 from sidestep.errors import DataError, Diverged, UsageError
-from sidestep.evaluate import evaluate, last, named, summary_text
+from sidestep.evaluate import by_loss, evaluate, judged, last, losses, named, summary_text
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
@@ -304,29 +304,6 @@ def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-
-
-def judged(assembly: Assembly, measured: Mapping[str, object]) -> tuple[float, str]:
-    """What epochs are chosen by, more being better, and in words: accuracy, or likelihood."""
-    if by_loss(assembly):
-        loss = last(measured, "nll")
-        return -loss, f"loss {loss:.4f} nats"
-    accuracy = last(measured, "accuracy")
-    return accuracy, f"accuracy {100 * accuracy:.2f} %"
-
-
-def by_loss(assembly: Assembly) -> bool:
-    """Whether a run is judged by its likelihood: of a text, and of targets that are numbers."""
-    return assembly.text or isinstance(assembly.task, Regression)
-
-
-def losses(assembly: Assembly, part: str, measured: Mapping[str, object]) -> dict[str, object]:
-    """What such a run's summary has besides: the loss in nats, of all blocks too, and of a text in bits."""
-    if not by_loss(assembly):
-        return {}
-    loss = last(measured, "nll")
-    bits = {f"{part}_bits_per_character": loss / math.log(2)} if assembly.text else {}
-    return {f"{part}_loss": loss, f"block_{part}_loss": measured["nll"]} | bits
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

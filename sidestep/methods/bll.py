@@ -300,7 +300,8 @@ class BLL(Method):
 def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
-    return latents, twin, block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # no get
+    lift = block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # a ModuleDict has no get
+    return latents, twin, lift
 
 
 def of_target(messages: Tensor, cell: Cell) -> Tensor:
@@ -312,7 +313,7 @@ def of_target(messages: Tensor, cell: Cell) -> Tensor:
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """Between two tensors, in degrees."""
+    """Between two tensors, in degrees.  Waits for the device: it is asked for once an epoch."""
     return math.degrees(math.acos(F.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1, 1).item()))
 
 

@@ -91,7 +91,7 @@ def sections(groups: Sequence[Group]) -> list[Section]:
 
 def by_loss(groups: Sequence[Group]) -> bool:
     """Whether the runs are judged by their likelihood, as those of a text or of numbers are."""
-    return "val_loss" in groups[0].first.summary
+    return any(f"{part}_loss" in groups[0].first.summary for part in ("val", "test"))
 
 
 def section(group: Group, judged: str | None) -> Section:

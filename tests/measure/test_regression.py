@@ -73,10 +73,10 @@ def test_an_autoencoder_learns_and_says_what_its_deviations_are_worth(method: st
     flags = {"data": "digits", "model": "autoencoder", "epochs": 3, "out": str(tmp_path / "run"), "model.width": 8}
     summary = train(resolve(method, flags))
     assert "test_accuracy" not in summary and summary["val_accuracy"] is None
-    assert summary["test_loss"] == summary["test_nll"] and len(summary["block_test_loss"]) == 4  # pyright: ignore[reportArgumentType]
+    assert summary["test_loss"] == summary["test_nll"] and len(summary["block_test_loss"]) == 4  # pyright: ignore[reportArgumentType]  # a summary holds objects
     history = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(history) == 3 and (tmp_path / "run" / "report.html").exists()
-    curve = summary["curve"]["val_loss"]  # pyright: ignore[reportIndexIssue]
+    curve = summary["curve"]["val_loss"]  # pyright: ignore[reportIndexIssue]  # as above
     assert curve[-1] < curve[0]
     found = evaluate_run(tmp_path / "run", uncertainty=True)
     measured = found["uncertainty"]
@@ -108,8 +108,29 @@ def test_fit_learns_numbers_and_refuses_a_network_with_too_few_outputs() -> None
         run = ss.fit(
             net(2), method, (x[:500], y[:500]), (x[500:], y[500:]), epochs=30, batch_size=50, lr=3e-3, quiet=True
         )
-        assert run.summary["val_loss"] < 0.5  # pyright: ignore[reportOperatorIssue]  # unconditionally 2.2
+        # Unconditionally it is 2.2.
+        assert run.summary["val_loss"] < 0.5  # pyright: ignore[reportOperatorIssue]  # a summary holds objects
+        with pytest.raises(ValueError, match=r"targets are numbers, which have no accuracy; its summary has their loss"):
+            _ = run.accuracy
+        with pytest.raises(ValueError, match=r"not classes; run\.model gives means and log-precisions"):
+            run.predict(x)
     with pytest.raises(ValueError, match=r"answers with shape \(1,\), expected \(2,\) means and log-precisions"):
         ss.fit(net(1), ss.Backprop(), (x, y), epochs=1, quiet=True)
     with pytest.raises(ValueError, match="sid is for classes"):
         ss.fit(net(2), ss.SID(), (x, y), epochs=1, quiet=True)
+
+
+def test_a_comparison_of_autoencoders_has_a_table_and_a_page(tmp_path: Path) -> None:
+    from sidestep.comparison import run
+    from sidestep.config import TrainConfig, resolve
+
+    def make(method: str, seed: int) -> TrainConfig:
+        flags = {"data": "digits", "model": "autoencoder", "epochs": 1, "model.width": 8, "seed": seed}
+        return resolve(method, flags)
+
+    found = run(["backprop", "local_ce"], make, 1, tmp_path)
+    lines = str(found["text"]).splitlines()
+    summary = json.loads((tmp_path / "local_ce-seed0" / "summary.json").read_text())
+    (line,) = (line for line in lines if line.startswith("local_ce"))
+    assert line.split()[1:4] == ["-", f"{summary['test_nll']:.4f}", "-"]
+    assert "test loss on digits" in (tmp_path / "report.html").read_text()

@@ -541,11 +541,15 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     raw: list[Tensor] = []
     got: list[Tensor] = []
     said: list[Tensor] = []
-    # torch types a hook's arguments as Any
-    latents.register_forward_hook(lambda _, __, out: raw.append(out.detach()))  # pyright: ignore[reportUnknownLambdaType]
+    latents.register_forward_hook(
+        lambda _, __, out: raw.append(out.detach())  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+    )
     second.net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].clone()))
-    # torch types a hook's arguments as Any
-    twin.register_forward_hook(lambda _, __, out: said.append(twin.messages(out).detach()))  # pyright: ignore[reportUnknownLambdaType]
+    twin.register_forward_hook(
+        lambda _, __, out: said.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+            twin.messages(out).detach()
+        )
+    )
     x, y = some_batch()
     law = method.law()
     engine.step((x, y))
@@ -577,8 +581,9 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     raw: list[Tensor] = []
-    # torch types a hook's arguments as Any
-    latents.register_forward_hook(lambda _, __, out: raw.append(out.detach()))  # pyright: ignore[reportUnknownLambdaType]
+    latents.register_forward_hook(
+        lambda _, __, out: raw.append(out.detach())  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+    )
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]
     law = Bernoulli()
