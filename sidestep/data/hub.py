@@ -18,7 +18,7 @@ HUB = {
     "cifar100": "uoft-cs/cifar100",
 }
 HUB_TEXT = {"tinyshakespeare": "karpathy/tiny_shakespeare"}
-"""Where the known names are on the Hugging Face Hub."""
+"""Where the known names are on the Hugging Face Hub: images, and texts."""
 
 
 def read_dataset(data: Any, where: str) -> Part:

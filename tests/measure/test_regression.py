@@ -110,7 +110,9 @@ def test_fit_learns_numbers_and_refuses_a_network_with_too_few_outputs() -> None
         )
         # Unconditionally it is 2.2.
         assert run.summary["val_loss"] < 0.5  # pyright: ignore[reportOperatorIssue]  # a summary holds objects
-        with pytest.raises(ValueError, match=r"targets are numbers, which have no accuracy; its summary has their loss"):
+        with pytest.raises(
+            ValueError, match=r"targets are numbers, which have no accuracy; its summary has their loss"
+        ):
             _ = run.accuracy
         with pytest.raises(ValueError, match=r"not classes; run\.model gives means and log-precisions"):
             run.predict(x)
