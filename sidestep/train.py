@@ -20,6 +20,7 @@ from torch import Tensor
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, TrainConfig, to_toml
+from sidestep.core.cell import Batch
 from sidestep.core.task import Classification
 from sidestep.core.units import evaluating
 from sidestep.errors import DataError, Diverged, UsageError
@@ -47,7 +48,7 @@ from sidestep.run import (
 )
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
-ANGLES = 64  # inputs whose gradients are compared with a method's own feedback
+DIAGNOSED = 128  # samples that a method's diagnostics are of
 
 
 class Stopped(Exception):
@@ -133,8 +134,8 @@ class Trainer:
                 self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
             self.progress.note(f"epoch {epoch}: validation {shown}")
-        if angles := self.angles():
-            row["angles"] = angles
+        if diagnostics := self.diagnostics():
+            row["diagnostics"] = diagnostics
         if self.config.test == "epochs" and self.assembly.test is not None:
             row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
         self.history.append(row)
@@ -142,12 +143,15 @@ class Trainer:
             files.append_jsonl(self.folder / METRICS, row)
 
     @torch.no_grad()
-    def angles(self) -> list[float | None]:
-        """Between a method's own feedback and backpropagation's, on a few inputs that training has seen."""
-        assembly, chain = self.assembly, self.engine.inference_chain
-        x, _ = assembly.batches(self.engine.steps - 1)
+    def diagnostics(self) -> dict[str, list[float | None]]:
+        """What the method's theory speaks of, on a few validation samples; on training ones where there are none."""
+        assembly, chain, steps = self.assembly, self.engine.inference_chain, self.engine.steps
+        val = assembly.data.val
+        x, y = assembly.batches(steps - 1) if val is None else next(assembly.eval_batches(val))
+        batch = Batch(x[:DIAGNOSED], y[:DIAGNOSED], steps, progress=steps / assembly.total_steps)
         with evaluating(*(part for _, part in chain.parts())):
-            return list(assembly.method.angles(chain, x[:ANGLES], assembly.task))
+            found = assembly.method.diagnostics(chain, batch, assembly.task)
+        return {name: list(values) for name, values in found.items()}
 
     def check_finite(self) -> None:
         """Refuse to go on, or to save, once a loss or a parameter is infinite or NaN.
@@ -246,6 +250,7 @@ class Trainer:
             "val_accuracy": last(on_val, "accuracy") if on_val and "accuracy" in on_val else None,
             "block_val_accuracy": on_val and on_val.get("accuracy"),
             "curve": curve(self.history),
+            **({"diagnostics": found} if (found := self.diagnostics()) else {}),
             **({} if on_val is None else losses(self.assembly, "val", on_val)),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sidestep.config import TrainConfig, flat, resolve
 from sidestep.data.sources import load
 from sidestep.progress import Progress
 from sidestep.run import load_run, to_parts
-from sidestep.train import Trainer
+from sidestep.train import DIAGNOSED, Trainer
 
 QUICK = {"epochs": "2", "batch_size": "128", "model.width": "64", "lr": "0.01", "precision": "fp32"}
 """A second on digits: 10 steps an epoch."""
@@ -73,6 +74,25 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     assert set(promised.split()) <= summary.keys()
     assert len(summary["block_test_accuracy"]) == 4
     assert summary["block_test_accuracy"][-1] == summary["test_accuracy"]
+
+
+def test_what_a_methods_theory_speaks_of_is_measured_after_every_epoch_on_validation_samples(tmp_path: Path) -> None:
+    summary = trained("bll", tmp_path / "run", select="last")
+    every = [row["diagnostics"] for row in rows(tmp_path / "run")]
+    assert [sorted(found) for found in every] == [["angle", "bound", "gap"]] * 2
+    # Of the parameters that were judged, those of the last step; other samples give others.
+    assert summary["diagnostics"] == every[1]
+    judged = Trainer(load_run(tmp_path / "run").assembly)
+    judged.engine.steps = 20
+    assert judged.assembly.data.val is not None and len(judged.assembly.data.val) > DIAGNOSED
+    assert judged.diagnostics() == every[1]
+    judged.assembly = replace(judged.assembly, data=replace(judged.assembly.data, val=judged.assembly.data.test))
+    assert judged.diagnostics()["bound"] != every[1]["bound"]
+
+
+def test_a_method_without_such_a_theory_has_no_diagnostics(finished: Path) -> None:
+    assert all("diagnostics" not in row for row in rows(finished))
+    assert "diagnostics" not in json.loads((finished / "summary.json").read_text())
 
 
 def test_the_configuration_it_wrote_is_the_resolved_one_without_its_place(finished: Path) -> None:

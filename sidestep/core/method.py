@@ -56,13 +56,13 @@ class Method(ABC):
         """
         return {}
 
-    def angles(self, chain: Chain, x: Tensor, task: Task) -> Sequence[float | None]:
-        """Degrees between what teaches each block's features and the gradient backpropagation would send there.
+    def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
+        """What this method's theory speaks of, measured on a few samples after every epoch: name -> a value a block.
 
-        Of a method that sends feedback of its own; empty for others.  x: some inputs, over which the gradient's mean is
-        taken; None for a block whose feedback is that gradient by construction.
+        None for a block that has none.  Empty where there is no such theory.  batch: with targets, and with how much of
+        the run is done; the chain's modules are in evaluation mode.
         """
-        return ()
+        return {}
 
     def export(self, chain: Chain) -> nn.Module:
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""

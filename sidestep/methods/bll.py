@@ -35,13 +35,13 @@ from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
+from sidestep.core.keys import key
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
@@ -53,11 +53,15 @@ from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.twins import Twin, TwinKind, twins
 
+from .bll_theory import bound_and_gap, feedback_angle, gradients_of, weight_angle
 from .local_heads import head_for
 
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["plug-in", "sample", "closed"]
 Detach = Literal["none", "kl", "both"]
+
+Said = tuple[Tensor | None, Tensor | None]
+"""A twin's messages, and what the read-out compares with."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +196,7 @@ class BLL(Method):
             passed = latents.passed_on(mean)
             said = block.extras["classifier"](passed) if "classifier" in block.extras else answer(mean)
             return Emit(send=(passed,), logits=said)
-        assert messages is not None
-        own = of_target(messages, cell)
-        if self.centre == "prediction" and twin.classes:
-            own = law.less(own, answer(mean).softmax(-1).to(messages) @ messages)
-        rho = law.product(a, own, m)
+        rho = self.rho(cell, a, mean, (messages, weights), m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a)
         miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
@@ -207,7 +207,7 @@ class BLL(Method):
             loss = loss + cell.task.loss(said, cell.y, self.label_smoothing)
         return Emit(send=(passed,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
 
-    def said(self, cell: Cell, twin: Twin) -> tuple[Tensor | None, Tensor | None]:
+    def said(self, cell: Cell, twin: Twin) -> Said:
         """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""
         above = self.sink(cell.batch, {}, cell.task) if self.twin == "linear" else ()
         state = twin(*above) if above else cell.kept.get("state")
@@ -227,10 +227,20 @@ class BLL(Method):
             )
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 
+    def rho(self, cell: Cell, a: Tensor, mean: Tensor, said: Said, m: float) -> Tensor:
+        """Natural parameters (..., N) of rho_k, of those of alpha_k and its mean, (..., N)."""
+        latents, twin, lift = parts(cell.block)
+        messages, weights = said
+        assert messages is not None
+        own = of_target(messages, cell)
+        if self.centre == "prediction" and twin.classes:
+            predicted = read(latents, mean, weights, lift).softmax(-1)
+            own = latents.family.less(own, predicted.to(messages) @ messages)
+        return latents.family.product(a, own, m)
+
     def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
         """-E_rho[log p_k(y | z)] of every label, (...), or of all numbers of a sample, (B,), as `likelihood` has it."""
-        latents, _, lift = parts(cell.block)
-        law = latents.family
+        law = parts(cell.block)[0].family
         if self.likelihood == "closed":
             assert weights is not None
             prices = cross_entropy_bound(law, rho, weights, check=False)
@@ -238,42 +248,62 @@ class BLL(Method):
         seen = law.mean(rho)
         if self.likelihood == "sample":
             seen = law.statistic(law.sample(rho, cell.generator()))
-        answer = read(latents, seen, weights, lift)
+        return self.price(cell, seen, weights, self.label_smoothing)
+
+    def price(self, cell: Cell, statistic: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
+        """-log p_k(y | z) from T(z), or at a mean of it, shaped as `miss` has it."""
+        latents, _, lift = parts(cell.block)
+        answer = read(latents, statistic, weights, lift)
         if isinstance(cell.task, Regression):
             return cell.task.surprise(answer, cell.y).flatten(1).sum(1)
-        return -(cell.target(self.label_smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
+        return -(cell.target(smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
 
-    def angles(self, chain: Chain, x: Tensor, task: Task) -> Sequence[float | None]:
-        """Between b_k(y) and the mean over x of d logit_y / d E[T(z_k)], both centred over classes.
+    def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
+        """Of every block, on samples whose latents are alpha's, as at inference:
 
-        The weights through which z_k reaches the network's answer are neither read nor copied by the twin (no weight
-        transport): at 90 degrees it knows nothing of them.  The last block's messages are its answer's weights, where
-        that is linear and its own.
+        bound, gap: F_k with w = 1 by sampling, and how far above -log E_alpha[p_k(y | z_k)] it is at least, in nats a
+        label or number.
+        angle: degrees between b_k(y) and the mean gradient of logit_y by E[T(z_k)].  The twin neither reads nor copies
+        the weights through which z_k reaches the network's answer (no weight transport).  None at the last block where
+        its messages are those weights by construction.
+        weight_angle: degrees between the weights of twin mirror and the next block's, transposed.
         """
-        if not isinstance(task, Classification):
-            return ()
-        classes = torch.eye(task.num_classes, device=x.device)
-        states, means, h = [classes], list[Tensor](), x
-        for block in reversed(chain.blocks):
-            states.insert(0, parts(block)[1](classes if self.twin == "linear" else states[0]))
+        cells = [Cell(block, batch, task, {}, {}, key(batch.step, block.index)) for block in chain.blocks]
+        above = self.sink(batch, {}, task)
+        for cell in () if self.twin == "linear" else reversed(cells):
+            emit = self.feedback(cell, *above)
+            cell.kept.update(emit.keep)
+            above = emit.send
+        said = [self.said(cell, parts(cell.block)[1]) for cell in cells]
+        found: dict[str, list[float | None]] = {"bound": [], "gap": []}
+        means, h, answer = list[Tensor](), batch.x, batch.x
         with torch.enable_grad():
-            for block in chain.blocks:
-                latents = parts(block)[0]
-                means.append(latents.family.mean(latents(block.net(h))))
-                h = latents.passed_on(means[-1])
-            latents, twin, lift = parts(last := chain.blocks[-1])
-            if "classifier" in last.extras:
-                logits = last.extras["classifier"](h)
-            else:
-                logits = read(latents, means[-1], twin.weights(states[-2], twin.messages(states[-2])), lift)
-            sums = logits.flatten(0, -2).mean(0)
-            gradients = zip(*(torch.autograd.grad(s, means, retain_graph=True) for s in sums), strict=True)
-        found: list[float | None] = []
-        for block, state, each in zip(chain.blocks, states, gradients, strict=False):
-            (latents, twin, lift), sent = parts(block), torch.stack([g.flatten(0, -2).sum(0) for g in each])
-            here, there = latents.family.passed_on(twin.messages(state)), latents.family.passed_on(sent)
+            for cell, (messages, weights) in zip(cells, said, strict=True):
+                latents, _, lift = parts(cell.block)
+                law = latents.family
+                a = latents(cell.block.net(h))
+                means.append(law.mean(a))
+                h, answer = latents.passed_on(means[-1]), read(latents, means[-1], weights, lift)
+                with torch.no_grad():
+                    rho = self.rho(cell, a, means[-1], (messages, weights), self.mixed(cell))
+                    price = partial(self.price, cell, weights=weights)
+                    bound, gap = bound_and_gap(law, a, rho, price, cell.generator())
+                found["bound"].append(bound / numbers(task))
+                found["gap"].append(gap / numbers(task))
+            if not isinstance(task, Classification):
+                return found
+            last = chain.blocks[-1]
+            gradients = gradients_of(last.extras["classifier"](h) if "classifier" in last.extras else answer, means)
+        angles: list[float | None] = []
+        for block, (messages, _), gradient in zip(chain.blocks, said, gradients, strict=True):
+            latents, _, lift = parts(block)
+            told = latents.family.passed_on
             given = block.is_last and lift is None and "classifier" not in block.extras
-            found.append(None if given else angle(here, there - there.mean(0)))
+            angles.append(None if given or messages is None else feedback_angle(told(messages), told(gradient)))
+        found["angle"] = angles
+        if self.twin == "mirror":
+            pairs = zip(chain.blocks, chain.blocks[1:], strict=False)
+            found["weight_angle"] = [*(weight_angle(parts(b)[1].step, ahead.net) for b, ahead in pairs), None]
         return found
 
     def export(self, chain: Chain) -> nn.Module:
@@ -310,11 +340,6 @@ def of_target(messages: Tensor, cell: Cell) -> Tensor:
     if isinstance(cell.task, Regression):
         return messages
     return y @ messages if y.is_floating_point() else messages[y]
-
-
-def angle(a: Tensor, b: Tensor) -> float:
-    """Between two tensors, in degrees.  Waits for the device: it is asked for once an epoch."""
-    return math.degrees(math.acos(F.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1, 1).item()))
 
 
 def numbers(task: Task) -> int:

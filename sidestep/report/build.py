@@ -11,7 +11,7 @@ from sidestep.errors import UsageError
 from sidestep.files import write_text_atomic
 from sidestep.report import figures, tables, views
 from sidestep.report.read import Group, compared, find, grouped, read
-from sidestep.report.sections import by_loss, sections
+from sidestep.report.sections import by_loss, diagnostic, sections
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -46,6 +46,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def render(groups: Sequence[Group], costs: Sequence[dict[str, Any]]) -> str:
+    parts = sections(groups)
     data = PurePath(str(groups[0].first.summary["data"])).name
     return template("page.html.jinja").render(
         title=f"{and_(dict.fromkeys(str(group.first.summary['method']) for group in groups))} on {data}",
@@ -55,7 +56,8 @@ def render(groups: Sequence[Group], costs: Sequence[dict[str, Any]]) -> str:
         counted=counted(groups),
         judged=chosen(groups),
         noise=max(float(run.config.get("label_noise", 0)) for group in groups for run in group.runs),
-        sections=sections(groups),
+        sections=parts,
+        diagnostics={name: diagnostic(name) for part in parts for name in part.diagnostics},
         by_loss=by_loss(groups),
         costs=tables.costs(costs),
         in_training=tables.in_training(groups),

@@ -58,7 +58,7 @@ class Section:
     seeds: list[str]  # what figures and tables average over; examples, audit and configuration are the first one's
     judged: str | None  # validation over epochs, by what the epoch is chosen by
     loss: str | None
-    angles: str | None
+    diagnostics: dict[str, str]  # by name, over epochs
     blocks: tables.Table | None
     uncertainty: Uncertainty | None
     deviations: Deviations | None
@@ -66,6 +66,48 @@ class Section:
     examples: list[views.Example]
     audit: views.Audit | None
     toml: str
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """What `Method.diagnostics` may name."""
+
+    heading: str
+    unit: str
+    note: str
+
+
+DIAGNOSTICS = {
+    "bound": Diagnostic(
+        "Bound",
+        "bound, nats",
+        "Of each block, on validation samples: the Kullback-Leibler divergence from what it says to what the target "
+        "asks of it, and what its own read-out then pays for the label. No smaller than what that read-out pays alone.",
+    ),
+    "gap": Diagnostic(
+        "How tight the bound is",
+        "gap, nats",
+        "The bound less the read-out’s own negative log-likelihood, the latent summed out. Estimated by importance "
+        "sampling, which errs towards too small a gap.",
+    ),
+    "angle": Diagnostic(
+        "Feedback",
+        "degrees",
+        "The angle between what teaches a block’s features and the gradient that backpropagation would send there: at "
+        "90° the feedback knows nothing of the weights ahead.",
+    ),
+    "weight_angle": Diagnostic(
+        "Weight transport",
+        "degrees",
+        "The angle between a block’s feedback weights and the transposed ones of the block ahead: at 90° nothing of "
+        "them came back.",
+    ),
+}
+
+
+def diagnostic(name: str) -> Diagnostic:
+    """How one is told; one that a method of the reader’s own names, by that name."""
+    return DIAGNOSTICS.get(name, Diagnostic(name, name, ""))
 
 
 def sections(groups: Sequence[Group]) -> list[Section]:
@@ -102,7 +144,7 @@ def section(group: Group, judged: str | None) -> Section:
         seeds=[str(run.summary["seed"]) for run in group.runs],
         judged=judged,
         loss=losses(f"training loss {of}", epochs, group.history("train_loss")),
-        angles=curves(f"angle of feedback {of}", epochs, group.history("angles"), "degrees"),
+        diagnostics=diagnostics(group, epochs),
         blocks=tables.by_block(group),
         uncertainty=uncertainty(group),
         deviations=deviations(group),
@@ -127,6 +169,16 @@ def curves(
     if values is None or not tables.readouts(values).size:
         return None
     return figures.curves(alt, epochs, scale * values, unit, limits, log)
+
+
+def diagnostics(group: Group, epochs: Sequence[int]) -> dict[str, str]:
+    """What the method's theory speaks of, those with numbers."""
+    found: dict[str, str] = {}
+    for name in group.first.metrics[-1].get("diagnostics", {}) if epochs else ():
+        alt = f"{name} of each block over epochs, {group.label}"
+        if svg := curves(alt, epochs, group.history("diagnostics", name), diagnostic(name).unit):
+            found[name] = svg
+    return found
 
 
 def losses(alt: str, epochs: Sequence[int], values: np.ndarray | None) -> str | None:

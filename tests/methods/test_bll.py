@@ -25,8 +25,7 @@ from sidestep.errors import UsageError
 from sidestep.families import FAMILIES
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.family import Family
-from sidestep.methods.bll import BLL, parts
-from sidestep.methods.local_ce import LocalCE
+from sidestep.methods.bll import BLL
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
 from sidestep.nn.heads import Pool
@@ -708,73 +707,3 @@ def test_a_mirror_of_a_network_that_goes_from_maps_to_tokens_is_refused_with_the
     with pytest.raises(UsageError, match=r"got blocks of shape \(4, 6, 6\) and \(4, 8\), expected two of a kind"):
         engine_for(BLL(twin="mirror"), model, blocks=2)
     engine_for(BLL(), model, blocks=2).step(some_batch())
-
-
-# ------------------------------------------------------------------------------- weight transport
-
-
-def flat_engine(method: BLL) -> tuple[Streaming, Tensor]:
-    torch.manual_seed(0)
-    hidden = [part for _ in range(2) for part in (nn.Linear(6, 6), nn.Sigmoid())]
-    model = nn.Sequential(nn.Linear(5, 6), nn.Sigmoid(), *hidden, nn.Linear(6, CLASSES))
-    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
-    task = Classification(CLASSES, x[:2])
-    return Streaming(method, method.build(model, task, CutPlan(3)), task, sgd()), x
-
-
-def test_angles_are_those_to_the_networks_own_jacobian() -> None:
-    """The first block's messages, set to the Jacobian, then against it, then to what is orthogonal to it."""
-    engine, x = flat_engine(BLL(twin="linear"))
-    first, second, last = engine.chain.blocks
-    latents = [parts(block)[0] for block in (first, second, last)]
-    own = parts(last)[1]
-
-    def answer(z: Tensor) -> Tensor:
-        """Mean logits of what the first block's means are, (B, 6)."""
-        h = second.net(latents[0].passed_on(z)).sigmoid()
-        return (last.net(h).sigmoid() @ own.messages(own(torch.eye(CLASSES))).mT).mean(0)
-
-    jacobian = torch.autograd.functional.jacobian(answer, first.net(x).sigmoid()).sum(1)  # (C, 6)
-    jacobian = jacobian - jacobian.mean(0)
-    say = parts(first)[1].say
-    assert isinstance(say, nn.Linear)
-    sideways = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(3))
-    sideways = sideways - sideways.mean(0)
-    sideways -= jacobian * (sideways * jacobian).sum() / jacobian.square().sum()
-    for weight, degrees in ((jacobian, 0.0), (-2 * jacobian, 180.0), (sideways, 90.0)):
-        with torch.no_grad():
-            say.weight.copy_(weight.mT)
-        found = engine.method.angles(engine.chain, x, engine.task)
-        # acos is steep at its ends: a cosine off by 1e-7 is 0.03 degrees.
-        assert found[0] == pytest.approx(degrees, abs=0.1)
-        assert found[1] is not None and 0 < found[1] < 180 and found[2] is None
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        BLL(family="gaussian"),
-        BLL(read_out="lifted", twin="mirror"),
-        BLL(predict="classifier"),
-        BLL(family="categorical", states=3),
-    ],
-    ids=["gaussian", "lifted", "classifier", "categorical"],
-)
-def test_a_twin_drawn_by_itself_knows_little_of_the_forward_weights(method: BLL) -> None:
-    """Random directions in some 24 numbers: all within 50 degrees of orthogonal, on average within 10."""
-    engine, x = flat_engine(method)
-    seen: list[float] = []
-    for seed in range(20):
-        torch.manual_seed(seed)
-        for block in engine.chain.blocks[:2]:
-            for layer in parts(block)[1].modules():
-                if isinstance(layer, nn.Linear):
-                    layer.reset_parameters()
-        seen += [a for a in engine.method.angles(engine.chain, x, engine.task)[:2] if a is not None]
-    assert len(seen) == 40
-    assert abs(sum(seen) / 40 - 90) < 10 and all(40 < a < 140 for a in seen)
-
-
-def test_only_bll_has_angles() -> None:
-    engine, x = flat_engine(BLL())
-    assert tuple(LocalCE().angles(engine.chain, x, engine.task)) == ()

@@ -215,14 +215,20 @@ def test_a_run_judged_by_its_loss_is_told_in_nats_and_its_feedback_in_degrees(tm
     losses = {"test_loss": -0.5, "val_loss": -0.25, "test_nll": -0.5, "test_rmse": 0.125}
     folder = write_run(tmp_path / "a", "bll", summary=losses | {"test_accuracy": None, "val_accuracy": None})
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(row | {"angles": [80.0, 70.0, None]}) + "\n" for row in lines)
-    )
+    told = {
+        "angle": [80.0, 70.0, None],
+        "gap": [0.5, 0.25, 0.125],
+        "weight_angle": [None] * 3,
+        "my_own": [1.0, 2.0, 3.0],
+    }
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"diagnostics": told}) + "\n" for row in lines))
     html, page = page_of([folder], tmp_path)
     assert "bll reaches −0.5000 nats test loss on toys" in html
     assert "Validation loss." in html and "Validation accuracy." not in html
     assert page.tables[0][0][1:3] == ["test NLL, nats", "test Brier"] and "test RMSE" in page.tables[0][0]
-    assert "Feedback" in html and "degrees" in html
+    assert {"Feedback", "How tight the bound is", "my_own"} < set(page.headings)
+    assert "Weight transport" not in page.headings  # nothing was measured
+    assert html.count(">degrees</text>") == 1 and html.count(">gap, nats</text>") == 1
 
 
 def test_the_descent_table_is_what_the_summary_says(tmp_path: Path) -> None:
