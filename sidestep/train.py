@@ -28,6 +28,7 @@ from sidestep.evaluate import by_loss, evaluate, judged, last, losses, named, su
 from sidestep.measure.cost import cost, like
 from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
+from sidestep.measure.regression import deviations_of_the_answer
 from sidestep.measure.uncertainty import of_the_answer
 from sidestep.progress import Progress
 from sidestep.run import (
@@ -266,7 +267,9 @@ class Trainer:
             summary |= {"test_samples": len(test)} | named("test", measured) | losses(assembly, "test", measured)
             if "descent" in measured:
                 summary["descent"] = measured["descent"]
-        if isinstance(assembly.task, Classification) and (held := held_out(assembly)):
+        if not isinstance(assembly.task, Classification):
+            summary["deviations"] = deviations_of_the_answer(assembly)
+        elif held := held_out(assembly):
             summary["uncertainty"] = of_the_answer(held)
             if (read := readouts(held)) is not None:
                 summary["readouts"] = read

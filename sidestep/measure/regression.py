@@ -56,13 +56,24 @@ def deviations(assembly: Assembly, source: Source) -> dict[str, Any]:
     mean predicted deviations.   `nll_constant`, `nll_per_number`: with the block's means and one deviation for
     all, or one for each number of a sample (each pixel), fitted on the validation split.
     """
-    assert isinstance(assembly.task, Regression)
-    judged = collect(assembly, source)
-    val = assembly.data.val
-    fitted = [None] * len(judged) if val is None or val is source else collect(assembly, val)
-    rows = [None if one is None else row(one, fit) for one, fit in zip(judged, fitted, strict=True)]
+    rows = measured(assembly, source, slice(None))
     names = next(r for r in rows if r is not None)
     return {"samples": len(source), "levels": LEVELS} | {name: [r and r[name] for r in rows] for name in names}
+
+
+def deviations_of_the_answer(assembly: Assembly) -> dict[str, Any] | None:
+    """`deviations` of the last block alone, on the test set, or else on validation; None without either."""
+    source = assembly.test or assembly.data.val
+    return None if source is None else measured(assembly, source, slice(-1, None))[0]
+
+
+def measured(assembly: Assembly, source: Source, blocks: slice) -> list[dict[str, Any] | None]:
+    """`row` of every one of these blocks, None without a read-out."""
+    assert isinstance(assembly.task, Regression)
+    judged = collect(assembly, source, blocks)
+    val = assembly.data.val
+    fitted = [None] * len(judged) if val is None or val is source else collect(assembly, val, blocks)
+    return [None if one is None else row(one, fit) for one, fit in zip(judged, fitted, strict=True)]
 
 
 Moments = tuple[Tensor, Tensor]
@@ -111,9 +122,9 @@ def coverage(error: Tensor, log_deviation: Tensor) -> dict[str, list[Any]]:
     }
 
 
-def collect(assembly: Assembly, source: Source) -> list[Moments | None]:
-    """Errors and log-deviations (N, D) float64 of every block, None without a read-out, on the CPU."""
-    parts = [[None if a is None else errors(a, y) for a in found] for found, y in assembly.answers(source)]
+def collect(assembly: Assembly, source: Source, blocks: slice) -> list[Moments | None]:
+    """Errors and log-deviations (N, D) float64 of these blocks, None without a read-out, on the CPU."""
+    parts = [[None if a is None else errors(a, y) for a in found[blocks]] for found, y in assembly.answers(source)]
     return [joined([one for one in block if one is not None]) for block in zip(*parts, strict=True)]
 
 

@@ -22,6 +22,9 @@ STUDIES: dict[str, str] = {
     "cifar100": "what strong controls leave of SID's largest published gain",
     "backbones": "SID's trunk form inside of VGG-11, ResNet-18 and ViT-Tiny",
     "bll": "whether BLL's Kullback-Leibler term and messages earn anything over greedy cross-entropy",
+    "bll-choices": "which of BLL's choices matter: one of them changed at a time, and how tight its bounds are",
+    "bll-blocks": "how BLL stands depth, how many blocks there are and where they are cut",
+    "bll-autoencoder": "how far the deviations of an autoencoder can be trusted that learns block by block",
     "bll-sequences": "whether credit passes between blocks that learn by themselves, on pointers and characters",
     "gpu-core": "ResNet-18 near its best, and cost over depth, eager and compiled",
 }

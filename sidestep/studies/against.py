@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.figures import differences
 from sidestep.report.tables import Column
@@ -34,9 +34,9 @@ def column(head: str, lines: Sequence[str], found: Mapping[str, Difference]) -> 
     return [(f"{head}, points", [cell(found[line]) if line in found else "" for line in lines])] if found else []
 
 
-def cell(gap: Difference) -> str:
+def cell(gap: Difference, show: Callable[[Difference], str | None] = points) -> str:
     """A single seed's difference alone, else with its interval and what that says."""
-    return str(points(gap)) if gap.low is None else f"{points(gap)}, {gap.verdict.removesuffix(' from')}"
+    return str(show(gap)) if gap.low is None else f"{show(gap)}, {gap.verdict.removesuffix(' from')}"
 
 
 def figure(alt: str, found: Mapping[str, Difference]) -> list[tuple[str, str, str]]:

@@ -101,10 +101,7 @@ def trust(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
         for head, measure in (("NLL", "nll"), ("AURC", "aurc")):
             gaps = against.less(arms, family, trusted(measure))
             if gaps:
-                cells = [
-                    f"{nats(gaps[arm])}, {gaps[arm].verdict.removesuffix(' from')}" if arm in gaps else ""
-                    for arm in arms
-                ]
+                cells = [against.cell(gaps[arm], nats) if arm in gaps else "" for arm in arms]
                 found.append((f"{head} less that of {family}", cells))
     return found
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.figures import Line, lines
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, prefixed, shown, whole
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED, PLAIN, STEP, entry
-from sidestep.studies.rows import mean, minus, names, pick, spread
-from sidestep.studies.statistics import Difference
+from sidestep.studies.depths import Depths, accuracies, by_depth, lessened, over_depth
+from sidestep.studies.rows import pick, spread
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "What does depth give, and what does it cost?"
@@ -23,9 +22,6 @@ LOCAL, BACKPROP = "local CE", "backprop"
 STREAMING = "sid (streaming)"
 CANDIDATES = {STREAMING: SID, "local_ce (streaming)": LOCAL, CHECKPOINTED: "checkpointing"}
 SHARE = fixed(1, 100)
-
-Depths = dict[str, list[Row]]
-"""Rows by depth, ascending: L modules or K blocks."""
 
 
 def page(rows: Sequence[Row]) -> Page:
@@ -107,13 +103,6 @@ def taken(benched: Sequence[Depths]) -> str:
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def by_depth(rows: Sequence[Row], count: str, arm: str, *, bench: bool = False) -> Depths:
-    """An arm's runs, or its benches, by how many modules or blocks it has."""
-    found = {depth: pick(rows, arm=arm, **{count: depth}) for depth in sorted(names(rows, count), key=int)}
-    kept = {depth: [row for row in its if ("rows" in row) == bench] for depth, its in found.items()}
-    return {depth: its for depth, its in kept.items() if its}
-
-
 def joined(
     heading: str,
     told: Sequence[str],
@@ -124,32 +113,6 @@ def joined(
     """What there is to show; nothing where no table is left."""
     kept = [(caption, table) for caption, table in tables if table]
     return [(" ".join(filter(None, told)), Section(heading, text.strip(), kept, figures))] if kept else []
-
-
-def accuracies(arms: Mapping[str, Depths], pairs: Sequence[tuple[str, str]], count: str) -> Table | None:
-    """One line a depth: the accuracy of every arm, and of each pair the first less the second."""
-    depths = sorted({depth for its in arms.values() for depth in its}, key=int)
-    columns: list[Column] = [
-        (f"{arm}, %", [shown(spread(its.get(depth, [])), PERCENT) for depth in depths]) for arm, its in arms.items()
-    ]
-    for a, b in pairs:
-        columns += against.column(f"{a} less {b}", depths, lessened(arms, a, b))
-    return Table.of(depths, columns, count)
-
-
-def lessened(arms: Mapping[str, Depths], a: str, b: str) -> dict[str, Difference]:
-    found = {depth: minus(its, arms[b].get(depth, [])) for depth, its in arms[a].items()}
-    return {depth: gap for depth, gap in found.items() if gap}
-
-
-def over_depth(title: str, arms: Mapping[str, Depths], count: str) -> list[tuple[str, str, str]]:
-    """The errors, which can be told apart near 0, as a section's figures; none where nothing has run."""
-    series: list[Line] = []
-    for name, its in arms.items():
-        found = {int(depth): 100 - 100 * value for depth, rows in its.items() if (value := mean(rows)) is not None}
-        if found:
-            series.append(Line(name, list(found), list(found.values())))
-    return [(title, lines(title, series, count, "test error, %", log_x=True, log_y=True), "")] if series else []
 
 
 def extractor(sid: Depths, timed: Depths, one: Sequence[Row]) -> Table | None:

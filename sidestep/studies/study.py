@@ -4,11 +4,12 @@ A piece of evidence is the row that one command line leaves; whoever runs that l
 device type, torch version, precision and threads).  So a study is data: arms, crossed with variants and seeds.
 
 A grid may tune: every arm is tried once with each of its candidates, on a seed of its own and without the test set, and
-the candidate of the best validation accuracy is what the arm's runs are made with.
+the candidate that is best on validation is what the arm's runs are made with.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,17 +97,24 @@ Trials = Mapping[str, tuple[Piece, str]]
 
 
 def choose(trials: Trials, rows: Sequence[Row]) -> tuple[str, str] | None:
-    """The candidate of the best validation accuracy and its words, the first of equals; None before all were tried.
+    """The candidate that is best on validation and its words, the first of equals; None before all were tried.
 
     One that diverged is not chosen.
     """
     left = {row["command"]: row for row in rows}
     tried = {name: left.get(piece.command) for name, (piece, _) in trials.items()}
-    reached = {name: -1.0 if "failed" in row else row["val_accuracy"] for name, row in tried.items() if row}
+    reached = {name: judged(row) for name, row in tried.items() if row}
     if len(reached) < len(trials):
         return None
     best = max(reached, key=reached.__getitem__)
     return best, trials[best][1]
+
+
+def judged(row: Row) -> float:
+    """What a run is chosen by, more being better: its validation accuracy, or its loss where it is judged by that."""
+    if "failed" in row:
+        return -math.inf
+    return -row["val_loss"] if "val_loss" in row else row["val_accuracy"]
 
 
 def _piece(labels: Mapping[str, str], words: str, machine: Machine, seed: int) -> Piece:

@@ -83,6 +83,8 @@ def test_an_autoencoder_learns_and_says_what_its_deviations_are_worth(method: st
     assert isinstance(measured, dict)
     assert measured["nll"][-1] == pytest.approx(summary["test_nll"], rel=1e-6)  # float32 there
     assert measured["nll_scaled"][-1] is not None and len(measured["coverage"][-1]) == 10
+    told = {name: values[-1] for name, values in measured.items() if name not in ("samples", "levels")}
+    assert summary["deviations"] == told
     assert "one sigma" in str(found["text"])
     with pytest.raises(ValueError, match="--ood is for classes, got targets that are numbers"):
         evaluate_run(tmp_path / "run", ood="mnist")

@@ -1,0 +1,126 @@
+"""How far the deviations of an autoencoder can be trusted that learns block by block.
+
+Fashion-MNIST; the answer is a mean and a deviation for every pixel.  Beside BLL the same network by backprop and by
+greedy local decoders, and each network's own means with one deviation for all pixels, or with one for each pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sidestep.measure.regression import LEVELS
+from sidestep.report.figures import coverage
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
+from sidestep.studies import against
+from sidestep.studies.rows import Value, mean, minus, nats, pick, sizes, table
+from sidestep.studies.statistics import Difference, paired
+from sidestep.studies.study import Grid, Row, Study
+
+QUESTION = "How far can the deviations of an autoencoder be trusted that learns block by block?"
+BLL, BACKPROP = "BLL, Gaussian", "backprop"
+ARMS = {
+    BLL: "train bll --family gaussian",
+    "BLL, Gaussian, m = 0": "train bll --family gaussian --m 0",
+    "BLL, Bernoulli": "train bll",
+    "local_ce": "train local_ce",
+    BACKPROP: "train backprop",
+}
+
+
+def told(name: str) -> Callable[[Row], Any]:
+    """What `measure.regression.deviations` has of the network's answer."""
+    return lambda row: (row.get("deviations") or {}).get(name)
+
+
+SCALED = told("nll_scaled")
+CONSTANTS = {"one deviation for all pixels": told("nll_constant"), "one for each pixel": told("nll_per_number")}
+COLUMNS: Sequence[tuple[str, Value, Format]] = (
+    ("NLL, nats a pixel", told("nll"), fixed(4)),
+    ("factor", told("scale"), fixed(3)),
+    ("NLL with it", SCALED, fixed(4)),
+    *((f"NLL, {name}", value, fixed(4)) for name, value in CONSTANTS.items()),
+    ("RMSE", "test_rmse", fixed(4)),
+)
+
+
+def page(rows: Sequence[Row]) -> Page:
+    arms = {arm: its for arm in ARMS if (its := pick(rows, arm=arm))}
+    if not arms:
+        return Page(QUESTION, "Nothing has run yet.", [], rows)
+    return Page(QUESTION, answer(arms), [likelihood(arms), *covered(arms)], rows)
+
+
+def answer(arms: Mapping[str, Sequence[Row]]) -> str:
+    """What BLL's deviations are worth beside constants, and beside other methods' deviations."""
+    own = arms.get(BLL, [])
+    reached = mean(own, SCALED)
+    if reached is None:
+        return "BLL has not run yet."
+    said = [f"With one factor fitted on validation BLL pays {fixed(4)(reached)} nats a pixel."]
+    beside = {f"its means with {name}": paired_within(own, value) for name, value in CONSTANTS.items()}
+    beside |= {arm: minus(own, its, SCALED) for arm, its in arms.items() if arm != BLL}
+    gaps = [f"{name} {against.cell(gap, nats)}" for name, gap in beside.items() if gap]
+    return " ".join(said + ([f"BLL less: {'; '.join(gaps)}. Less is better."] if gaps else []))
+
+
+def paired_within(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Difference | None:
+    """The likelihood with the network's own deviations less that with others, of the same runs."""
+    return paired(*({row["seed"]: v for row in rows if (v := of(row)) is not None} for of in (SCALED, value)))
+
+
+def likelihood(arms: Mapping[str, Sequence[Row]]) -> Section:
+    gaps = against.less(arms, BACKPROP, SCALED)
+    less: list[Column] = (
+        [("less backprop", [against.cell(gaps[arm], nats) if arm in gaps else "" for arm in arms])] if gaps else []
+    )
+    chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
+    return Section(
+        "Likelihood",
+        "Pixels are 0 to 1, each byte spread evenly over its own width; a density may be above 1 and its NLL below 0. "
+        "Factor and constants are fitted on the validation split. Differences are of the NLL with the factor, paired "
+        "by seed, with their 95 % interval.",
+        [("", table(arms, COLUMNS, further=[*less, chosen, *sizes(arms)]))],
+    )
+
+
+def covered(arms: Mapping[str, Sequence[Row]]) -> list[Section]:
+    """How often the truth lies where it was said to, by predicted deviation."""
+    tables: list[tuple[str, Table]] = []
+    figures: list[tuple[str, str, str]] = []
+    levels = [100 * level for level in LEVELS]
+    for arm, rows in arms.items():
+        kept = [row for row in rows if told("coverage")(row)]
+        if not kept:
+            continue
+        shares = np.mean([told("coverage")(row) for row in kept], axis=0)  # (parts, levels)
+        deviations = np.mean([told("deviation")(row) for row in kept], axis=0)  # (parts,)
+        columns: list[Column] = [("mean deviation", [fixed(4)(v) for v in deviations])]
+        columns += [
+            (f"within the central {level:.0f} %, %", [PERCENT(v) for v in shares[:, k]])
+            for k, level in enumerate(levels)
+        ]
+        if made := Table.of([str(k + 1) for k in range(len(shares))], columns, "tenth, by predicted deviation"):
+            tables.append((arm, made))
+        drawn = coverage(f"coverage by predicted deviation, {arm}", 100 * shares, levels)
+        figures.append((f"{arm}.", drawn, "Grey lines are where the shares should be."))
+    text = "All pixels of the test set in ten parts by predicted deviation, after the factor; means over seeds."
+    return [Section("Coverage", text, tables, figures)] if tables else []
+
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            ARMS,
+            "--data fashion-mnist --target inputs --model autoencoder --blocks 4 --epochs 5 --augment none",
+            seeds={"cpu": 3, "gpu": 5},
+            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")},
+            smoke="--set model.width=8",
+        )
+    ],
+    page,
+)
