@@ -204,7 +204,11 @@ def test_an_arm_is_run_with_the_candidate_that_is_best_on_validation_once_all_we
     assert tuning(tried[:3])[4:] == [a]
     assert tuning(tried)[4:] == [a, b]
     # A run that is judged by its loss is chosen by it, whatever else it has.
-    losses: list[dict[str, Any]] = [{"val_loss": 0.5}, {"val_loss": -0.25, "val_accuracy": None}, {"val_loss": 1.0, "val_accuracy": 0.9}]
+    losses: list[dict[str, Any]] = [
+        {"val_loss": 0.5},
+        {"val_loss": -0.25, "val_accuracy": None},
+        {"val_loss": 1.0, "val_accuracy": 0.9},
+    ]
     again = [loss | {"command": command} for loss, (_, command) in zip(losses, tuning(), strict=False)]
     assert tuning([*again, tried[3]])[4:] == [a, b]
     assert len(tuning(smoke=True)) == 12, "trials and arms, as a GPU and as a CPU would run them"
