@@ -104,7 +104,7 @@ class Family(ABC):
         return self.width(d)
 
     def message(self, raw: Tensor) -> Tensor:
-        """A network's outputs for every class as natural parameters (C, P D) of the messages beta_y, centred over y.
+        """A network's outputs for every class as natural parameters (C, ..., P D) of the messages, centred over y.
 
         What all classes have in common changes no read-out b_y . T(z), only KL(rho || alpha).  The products with any
         law of the family stay in the family, for every m.
@@ -128,34 +128,42 @@ class Family(ABC):
         return at_least_float32(a) + m * at_least_float32(b)
 
 
+def inner(statistic: Tensor, b: Tensor) -> Tensor:
+    """b_y . T(z) of every class over all positions, (..., C); T(z) or its mean: (..., S, P D), b: (C, S or 1, P D)."""
+    if b.shape[1] == 1:
+        return statistic.sum(-2) @ b[:, 0].mT
+    return statistic.flatten(-2) @ b.flatten(1).mT
+
+
 def cross_entropy_bound(
     family: Family,
-    r: Tensor,  # (B, P D)
-    b: Tensor,  # (C, P D)
+    r: Tensor,  # (..., S, P D)
+    b: Tensor,  # (C, S or 1, P D)
     *,
     check: bool = True,
 ) -> Tensor:
-    """The price of every label y under the read-out q(y|z) = softmax_y(b_y . T(z)), where z has parameters r, (B, C).
+    """The price of every label y under the read-out q(y|z) = softmax_y(b_y . T(z)), where z has parameters r, (..., C).
 
         log sum_y' exp(A(r + b_y') - A(r)) - b_y . E[T(z)]   >=   E[-log q(y|z)]
 
     An upper bound, by Jensen's inequality: the logarithm stands outside the expectation.  With
     A(r + b) - A(r) = KL(r || r + b) + b . E[T(z)], which is how it is computed, it is the cross-entropy of the logits
-    b . E[T(z)] but for the KLs beside them in the normaliser.  Takes memory for B C P D numbers.
+    b . E[T(z)] but for the KLs beside them in the normaliser.  S positions, over which all is summed.  Takes memory for
+    B C S P D numbers.
 
     check: raise UsageError where an r + b_y is outside the domain.  This makes a device wait and cannot run under vmap;
     needless where b is in the domain itself, or has precisions of 0.
     """
     r, b = at_least_float32(r), at_least_float32(b)
-    r_each = r[..., None, :]
+    r_each = r[..., None, :, :]
     if check:
         try:
             family.check(r_each + b)
         except UsageError as error:
             raise UsageError(f"a posterior times a class's message is no {type(family).__name__}: {error}") from None
     with torch.autocast(r.device.type, enabled=False):
-        logits = family.mean(r) @ b.mT
-    return (logits + family.kl(r_each, r_each + b)).logsumexp(-1, keepdim=True) - logits
+        logits = inner(family.mean(r), b)
+    return (logits + family.kl(r_each, r_each + b).sum(-1)).logsumexp(-1, keepdim=True) - logits
 
 
 def at_least_float32(x: Tensor) -> Tensor:

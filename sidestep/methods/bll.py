@@ -22,8 +22,8 @@ of the batch, and centred means over the batch.  F_k is then taken in nats a num
 likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
 The prediction is made from alpha_K: by the twin's messages, or by the model's own classifier, trained beside F_K.
 
-B batch, C classes, K blocks, N natural parameters of a block's latents; `...` is B, or B, T where every token has a
-label, and latents, of its own.
+B batch, C classes, K blocks, S positions of a block's latents, N natural parameters of one; `...` is B, or B, T where
+every token has a label, and latents of one position, of its own.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class BLL(Method):
             return Emit(send=(passed,), logits=said)
         rho = self.rho(cell, a, mean, (messages, weights), m)
         fixed = rho.detach()
-        far = law.kl(rho if self.detach == "none" else fixed, a)
+        far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
         miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
         passed = latents.passed_on(law.mean(fixed) if self.bootstrap else mean)
         loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
@@ -228,14 +228,14 @@ class BLL(Method):
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 
     def rho(self, cell: Cell, a: Tensor, mean: Tensor, said: Said, m: float) -> Tensor:
-        """Natural parameters (..., N) of rho_k, of those of alpha_k and its mean, (..., N)."""
+        """Natural parameters (..., S, N) of rho_k, from those of alpha_k and its mean."""
         latents, twin, lift = parts(cell.block)
         messages, weights = said
         assert messages is not None
         own = of_target(messages, cell)
         if self.centre == "prediction" and twin.classes:
             predicted = read(latents, mean, weights, lift).softmax(-1)
-            own = latents.family.less(own, predicted.to(messages) @ messages)
+            own = latents.family.less(own, mixture(predicted, messages))
         return latents.family.product(a, own, m)
 
     def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
@@ -335,11 +335,16 @@ def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
 
 
 def of_target(messages: Tensor, cell: Cell) -> Tensor:
-    """The message of every label, (..., N), of soft labels the mean one; numbers have one a sample already."""
+    """The message of every label, (..., S or 1, N), of soft labels the mean one; numbers have one a sample already."""
     y = cell.y
     if isinstance(cell.task, Regression):
         return messages
-    return y @ messages if y.is_floating_point() else messages[y]
+    return mixture(y, messages) if y.is_floating_point() else messages[y]
+
+
+def mixture(shares: Tensor, messages: Tensor) -> Tensor:
+    """The mean message under shares (..., C) of the classes' ones (C, S or 1, N): (..., S or 1, N)."""
+    return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
 
 
 def numbers(task: Task) -> int:

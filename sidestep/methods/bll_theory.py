@@ -1,6 +1,7 @@
 """What BLL's theory speaks of, measured: how tight the bounds are, and whether feedback knows the forward weights.
 
-B batch, C classes, N natural parameters of a block's latents; `...` is B, or B, T where every token has a label.
+B batch, C classes, S positions of a block's latents, N natural parameters of one; `...` is B, or B, T where every token
+has a label.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def bound_and_gap(
     their negative logarithms is the bound, the negative logarithm of their mean at least the truth in expectation
     (Burda et al., arXiv:1509.00519, theorem 1).  So the gap is measured from below, and is never negative.
 
-    a, rho: natural parameters (..., N); price: T(z), (..., N), to -log p(y|z), (...).
+    a, rho: natural parameters (..., S, N); price: T(z), (..., S, N), to -log p(y|z), (...).
     """
     logs: list[Tensor] = []
     for _ in range(DRAWS):
         z = law.sample(rho, generator)
-        logs.append(law.log_prob(z, a) - law.log_prob(z, rho) - price(law.statistic(z)))
+        logs.append((law.log_prob(z, a) - law.log_prob(z, rho)).sum(-1) - price(law.statistic(z)))
     weights = torch.stack(logs)
     bound = -weights.mean(0)
     likelihood = weights.logsumexp(0) - math.log(DRAWS)
@@ -39,10 +40,11 @@ def bound_and_gap(
 
 
 def feedback_angle(messages: Tensor, gradients: Tensor) -> float:
-    """Degrees between b_k(y), (C, N), and the gradients of the network's logits by E[T(z_k)], (C, N).
+    """Degrees between b_k(y), (C, S or 1, N), and the gradients of the network's logits by E[T(z_k)], (C, S, N).
 
     Both less their means over classes.  At 90 degrees what is fed back knows nothing of the weights ahead.
     """
+    messages = messages.expand_as(gradients)
     return degrees(messages - messages.mean(0), gradients - gradients.mean(0))
 
 
@@ -66,10 +68,10 @@ def layers(module: nn.Module) -> list[Tensor]:
 
 
 def gradients_of(logits: Tensor, means: Sequence[Tensor]) -> list[Tensor]:
-    """Of every class's logit, a mean over samples (..., C), by every block's E[T(z)], (..., N): (C, N) a block."""
+    """Of every class's mean logit, of (..., C), by every block's E[T(z)], (..., S, N): (C, S, N) a block."""
     sums = logits.flatten(0, -2).mean(0)
     found = zip(*(torch.autograd.grad(s, means, retain_graph=True) for s in sums), strict=True)
-    return [torch.stack([g.flatten(0, -2).sum(0) for g in each]) for each in found]
+    return [torch.stack([g.flatten(0, -3).sum(0) for g in each]) for each in found]
 
 
 def degrees(a: Tensor, b: Tensor) -> float:

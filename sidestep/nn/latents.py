@@ -1,8 +1,8 @@
 """A block's features as the law of latents: natural parameters out of a block, what the next one gets to know.
 
-B batch, D units of a position, S positions, P natural parameters of a unit.  Flat natural parameters are (B, P D S):
-the first of every unit, then the second of every unit; a feature map has channels times positions of them.  Where every
-token has a label of its own, so has it a law of its own: then they are (B, T, P D).  `...` is B, or B, T.
+B batch, D units of a position, S positions, P natural parameters of a unit, N = P D of a position.  Natural parameters
+are (B, S, N): a vector has one position.  Where every token has a label of its own, tokens are no positions of one
+sample but samples of one position: (B, T, 1, N).  `...` is B, or B, T.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sidestep.families.family import Family
+from sidestep.families.family import Family, inner
 
 from .heads import Head, HeadKind
 
@@ -61,30 +61,30 @@ class Latents(nn.Module):
         self.channels = shape[-1] if self.tokens else shape[0]
         self.positions = 1 if per_token else shape.numel() // self.channels
         units = family.units(self.channels)
-        self.width, self.message_width = family.width(units), family.message_width(units)  # of a position
+        self.width, self.message_width = family.width(units), family.message_width(units)  # N, and what a message needs
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
             spatial = len(shape) == 3
             self.map = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output, (B, *shape), as natural parameters, (B, P D S) or (B, T, P D)."""
+        """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
         raw = self.map(h)
-        return self.family.to_natural(raw if self.per_token else flat(raw))
+        return self.family.to_natural(raw[..., None, :] if self.per_token else by_position(raw))
 
     def passed_on(self, statistic: Tensor) -> Tensor:
-        """T(z) or its mean, (B, P D S) or (B, T, P D), as the next block's input, (B, *shape)."""
+        """T(z) or its mean, (..., S, N), as the next block's input, (B, *shape)."""
         told = self.family.passed_on(statistic)
-        if self.per_token:
-            return told
-        if self.tokens:
-            return told.unflatten(1, (self.channels, self.positions)).mT
-        return told.unflatten(1, self.shape)
+        if len(self.shape) == 3:
+            return told.unflatten(1, self.shape[1:]).permute(0, 3, 1, 2)
+        return told.squeeze(-2) if self.per_token or not self.tokens else told
 
 
-def flat(x: Tensor) -> Tensor:
-    """Numbers of every position, laid out as features are, (B, N), (B, N, H, W) or (B, T, N), as (B, N S)."""
-    return (x.mT if x.dim() == 3 else x).flatten(1)
+def by_position(x: Tensor) -> Tensor:
+    """Features (B, N), (B, N, H, W) or (B, S, N) as (B, S, N).  No copy where channels come last in memory."""
+    if x.dim() == 4:
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
+    return x[:, None] if x.dim() == 2 else x
 
 
 class ReadOut(nn.Module):
@@ -112,13 +112,17 @@ class Passed(nn.Module):
 
 
 def read(latents: Latents, statistic: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
-    """log p(y | z) of every class up to a constant, (..., C), of T(z) or its mean, (B, P D S) or (B, T, P D).
+    """log p(y | z) of every class up to a constant, (..., C), of T(z) or its mean, (..., S, N).
 
-    Linear in it, weights being (C, P D S); or in a learned map of what is passed on, weights being (C, L).  Without
-    weights the map's own output is the answer, as for targets that are no classes.
+    Linear in it, weights being (C, S, N), or (C, 1, N) where they are the same at all positions; or in a learned map of
+    what is passed on, weights being (C, L).  Without weights the map's own output is the answer, as for targets that
+    are no classes.
     """
-    seen = statistic if lift is None else lift(latents.passed_on(statistic))
-    return seen if weights is None else seen @ weights.mT
+    if lift is None:
+        assert weights is not None
+        return inner(statistic, weights)
+    lifted = lift(latents.passed_on(statistic))
+    return lifted if weights is None else lifted @ weights.mT
 
 
 def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int, *, per_token: bool = False) -> Head:

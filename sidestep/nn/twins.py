@@ -4,7 +4,7 @@ Twin block k makes its state of the state of k + 1, which reaches it detached; f
 b_k(y), one for every class, and, for a lifted read-out, an embedding of every class.  Where targets are numbers, it
 runs on those of the batch: C is then how many samples there are.
 
-C classes, W width of a state, D channels of a block's features, S their positions, P natural parameters of a unit.
+C classes, W width of a state, S positions of a block's features, N natural parameters of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sidestep.errors import UsageError, unknown
 from sidestep.families.family import at_least_float32
 
-from .latents import Latents, flat
+from .latents import Latents, by_position
 
 TwinKind = Literal["linear", "mlp", "mirror"]
 """linear: one map per block, straight from the one-hot class, no chain (as released).  mlp: states (C, W), a hidden
@@ -45,16 +45,11 @@ class Twin(nn.Module):
         return self.step(state)
 
     def messages(self, state: Tensor) -> Tensor:
-        """b_k(y) of every class, natural parameters (C, P D S), centred over classes.
+        """b_k(y) of every class, natural parameters (C, S, N) centred over classes; (C, 1, N) of all positions alike.
 
-        Shared out over the S positions: a read-out is a mean over them, as that of a classifier behind a pool is.
+        Shared out over the positions: a read-out is a mean over them, as that of a classifier behind a pool is.
         """
-        said = self.say(state)
-        if said.dim() == 2:
-            said = said[:, :, None].expand(-1, -1, self.positions).flatten(1)
-        else:
-            said = flat(said)
-        return self.family.message(said) / self.positions
+        return self.family.message(by_position(self.say(state))) / self.positions
 
     def weights(self, state: Tensor, messages: Tensor) -> Tensor | None:
         """What a read-out of classes compares with: embeddings where there are any, else the messages; else None."""

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 from sidestep.families import FAMILIES as TABLE
 from sidestep.families import family_class
 from sidestep.families.categorical import Categorical
-from sidestep.families.family import Family, cross_entropy_bound
+from sidestep.families.family import Family, cross_entropy_bound, inner
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 
@@ -49,7 +49,7 @@ def quantity(family: Family, name: str, p: Tensor, q: Tensor, z: Tensor) -> Tens
         case "log_prob":
             return family.log_prob(z, p)
         case "cross_entropy_bound":
-            return cross_entropy_bound(family, p, q, check=False)
+            return cross_entropy_bound(family, p[..., None, :], q[:, None], check=False)
         case _:
             return getattr(family, name)(p)
 
@@ -328,7 +328,7 @@ def test_the_read_outs_price_is_its_sum_over_all_states_and_bounds_the_expectati
     family: Family, data: st.DataObject
 ) -> None:
     r, b = data.draw(raws(family)), data.draw(raws(family, rows=4))
-    price = cross_entropy_bound(family, r, b)
+    price = cross_entropy_bound(family, r[:, None], b[:, None])
     inside, outside = expected_negative_log_softmax(family, r, b)
     torch.testing.assert_close(price, outside, **CLOSE)
     assert (price >= inside - 1e-9).all()  # rounding, where Jensen's inequality is an equality
@@ -344,7 +344,7 @@ def test_the_read_outs_price_is_its_integral(family: Family, data: st.DataObject
     log_p = family.log_prob(over.z, r)
     normaliser = over.log_integral((log_p[:, None] + logits).logsumexp(-1))
     outside = normaliser - over.expectation(log_p, logits)
-    price = cross_entropy_bound(family, r, b)[0]
+    price = cross_entropy_bound(family, r[:, None], b[:, None])[0]
     # The price is at most around 1e3 here, and off by that times the integral's relative error.
     torch.testing.assert_close(price, outside, rtol=1e-5, atol=1e-5)
     assert (price >= over.expectation(log_p, -logits.log_softmax(-1)) - 1e-5).all()
@@ -355,5 +355,23 @@ def test_equal_messages_for_all_classes_price_each_at_log_c_and_their_own_kl(fam
     """log C + A(r + b) - A(r) - b . E[T] = log C + KL(r || r + b): the bound's gap for a read-out that says nothing."""
     r, b = natural_at(family, 1), natural_at(family, 2, rows=1)
     expected = torch.tensor(5.0).double().log() + family.kl(r, r + b)
-    price = cross_entropy_bound(family, r, b.expand(5, -1))
+    price = cross_entropy_bound(family, r[:, None], b[:, None].expand(5, -1, -1))
     torch.testing.assert_close(price, expected[:, None].expand(-1, 5), **CLOSE)
+
+
+@every_family
+@given(data=st.data())
+@few
+def test_over_positions_a_read_out_sums_what_it_says_of_each(family: Family, data: st.DataObject) -> None:
+    """Three positions with messages of their own, or with one for all; the KLs in the price add up alike."""
+    r = family.to_natural(torch.stack([data.draw(raws(family)) for _ in range(3)], 1))  # (B, S, P D)
+    b = torch.stack(
+        [family.message(data.draw(raws(family, rows=4))[:, : family.message_width(D)]) for _ in range(3)], 1
+    )
+    for own in (b, b[:, :1]):
+        each = own.expand(-1, 3, -1)
+        logits = torch.einsum("bsn,csn->bc", family.mean(r), each)
+        torch.testing.assert_close(inner(family.mean(r), own), logits, **CLOSE)
+        far = torch.stack([family.kl(r, r + one).sum(1) for one in each], 1)  # (B, C)
+        price = (logits + far).logsumexp(1, keepdim=True) - logits
+        torch.testing.assert_close(cross_entropy_bound(family, r, own), price, **CLOSE)

@@ -127,7 +127,7 @@ def test_bernoulli_kl_of_tiny_probabilities_keeps_its_digits_in_float32() -> Non
 
 def test_the_read_out_of_one_unit_by_hand() -> None:
     """r = 0, b = (log 3, 0): E[e^bz] = (1 + 3) / 2 = 2 and 1, so log 3 - E[z] b = log 3 / 2 and log 3."""
-    price = cross_entropy_bound(Bernoulli(), torch.zeros(1, 1), torch.tensor([[math.log(3)], [0.0]]))
+    price = cross_entropy_bound(Bernoulli(), torch.zeros(1, 1, 1), torch.tensor([[[math.log(3)]], [[0.0]]]))
     torch.testing.assert_close(price, torch.tensor([[math.log(3) / 2, math.log(3)]]))
 
 
@@ -140,7 +140,7 @@ def test_a_message_may_have_precision_0_and_then_changes_nothing() -> None:
         with pytest.raises(UsageError, match=r"got a precision of 0 .* expected above 0"):
             family.check(message)
         assert family.product(a, message).equal(a)
-        price = cross_entropy_bound(family, a, message.expand(3, -1))
+        price = cross_entropy_bound(family, a[:, None], message.expand(3, 1, -1))
         torch.testing.assert_close(price, torch.full((1, 3), math.log(3)))
 
 
@@ -179,7 +179,7 @@ def test_a_class_message_that_leaves_the_domain_is_refused() -> None:
     r, b = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.5], [0.0, -1.5]])
     text = "a posterior times a class's message is no Gaussian: got a precision of -0.5 for Gaussian"
     with pytest.raises(UsageError, match=text):
-        cross_entropy_bound(Gaussian(), r, b)
+        cross_entropy_bound(Gaussian(), r[:, None], b[:, None])
 
 
 def test_a_laplace_with_a_location_is_refused_with_the_reason() -> None:

@@ -202,9 +202,9 @@ def test_messages_of_two_blocks_by_hand() -> None:
     assert_equals(states[2], [[0.5, 0.45], [0.0, 0.89]])
     first, second = (block.extras["twin"] for block in chain)
     assert isinstance(first, Twin) and isinstance(second, Twin)
-    assert_equals(second.messages(states[1]), [[0.575], [-0.575]])
+    assert_equals(second.messages(states[1])[:, 0], [[0.575], [-0.575]])
     # Said: (0.55 - 0.405, -0.1 + 0.315) = (0.145, 0.215) and (-0.801, 0.623).
-    assert_equals(first.messages(states[2]), [[0.473, -0.204], [-0.473, 0.204]])
+    assert_equals(first.messages(states[2])[:, 0], [[0.473, -0.204], [-0.473, 0.204]])
 
 
 @pytest.mark.usefixtures("double")
@@ -239,7 +239,7 @@ def objective(method: BLL, cell: Cell, a: Tensor, b: Tensor, m: float) -> Tensor
     """F of every sample, (B,), from alpha's natural parameters (B, N) and the messages (C, N)."""
     law = method.law()
     rho = law.product(a, b[cell.y], m)
-    return law.kl(rho, a) + method.miss(cell, rho, b)
+    return law.kl(rho, a) + method.miss(cell, rho[:, None], b[:, None])
 
 
 SAMPLES = 20
@@ -305,7 +305,7 @@ def test_a_sampled_likelihood_averages_to_the_expectation() -> None:
     n, method = 20_000, BLL(likelihood="sample")
     b = torch.tensor([[1.0, -2.0], [0.5, 0.5], [-1.5, 1.0], [0.0, 0.3], [0.0, 0.2]])
     rho, y = torch.tensor([0.4, -0.7]), 2
-    cost = method.miss(cell_of(method, 2, torch.full((n,), y)), rho.expand(n, -1), b)
+    cost = method.miss(cell_of(method, 2, torch.full((n,), y)), rho.expand(n, 1, -1), b[:, None])
     p = rho.sigmoid().tolist()
     expected = 0.0
     for z in product((0, 1), repeat=2):
@@ -586,7 +586,7 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]
     law = Bernoulli()
-    expected = law.kl(law.product(raw[0], 0.7 * b[1] + 0.3 * b[3]), raw[0]).mean()
+    expected = law.kl(law.product(raw[0], 0.7 * b[1] + 0.3 * b[3]), raw[0]).sum(-1).mean()  # over positions
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)  # float32
 
 

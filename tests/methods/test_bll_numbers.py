@@ -124,6 +124,6 @@ def test_messages_are_centred_over_the_batch() -> None:
     twin = made.chain.blocks[-1].extras["twin"]
     assert isinstance(twin, Twin) and twin.classes == 0
     said = twin.messages(twin(data()[1]))
-    assert said.shape == (16, 5)
-    torch.testing.assert_close(said.mean(0), torch.zeros(5), atol=1e-6, rtol=0)  # rounding of a mean
+    assert said.shape == (16, 1, 5)
+    torch.testing.assert_close(said.mean(0), torch.zeros(1, 5), atol=1e-6, rtol=0)  # rounding of a mean
     assert F.mse_loss(said, torch.zeros_like(said)) > 0

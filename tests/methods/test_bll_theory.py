@@ -19,6 +19,7 @@ from sidestep.core.keys import generator
 from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.families.bernoulli import Bernoulli
+from sidestep.families.family import inner
 from sidestep.methods.bll import BLL, parts
 from sidestep.methods.bll_theory import bound_and_gap, weight_angle
 from sidestep.methods.local_ce import LocalCE
@@ -43,8 +44,8 @@ def test_angles_are_those_to_the_networks_own_jacobian() -> None:
 
     def answer(z: Tensor) -> Tensor:
         """Mean logits of what the first block's means are, (B, 6)."""
-        h = second.net(latents[0].passed_on(z)).sigmoid()
-        return (last.net(h).sigmoid() @ own.messages(own(torch.eye(CLASSES))).mT).mean(0)
+        h = second.net(latents[0].passed_on(z[:, None])).sigmoid()
+        return (last.net(h).sigmoid() @ own.messages(own(torch.eye(CLASSES)))[:, 0].mT).mean(0)
 
     jacobian = torch.autograd.functional.jacobian(answer, first.net(x).sigmoid()).sum(1)  # (C, 6)
     jacobian = jacobian - jacobian.mean(0)
@@ -134,7 +135,8 @@ def test_the_measured_bound_and_its_gap_are_the_enumerated_ones(m: float) -> Non
     z = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
     exact = (law.log_prob(z, rho).exp() * (law.log_prob(z, rho) - law.log_prob(z, a) + price(z))).sum()
     truth = -(law.log_prob(z, a) - price(z)).logsumexp(0)
-    bound, gap = bound_and_gap(law, a.expand(count, 3), rho.expand(count, 3), price, random)
+    a_each, rho_each = (eta.expand(count, 1, 3) for eta in (a, rho))  # one position
+    bound, gap = bound_and_gap(law, a_each, rho_each, lambda t: price(t[:, 0]), random)
     # Of 16 draws for each of 4,000: three standard errors, the spread of one draw being about 1.
     assert bound == pytest.approx(exact.item(), abs=3 / (16 * count) ** 0.5)
     assert 0 < gap < (exact - truth).item() + 3 / (16 * count) ** 0.5
@@ -142,10 +144,10 @@ def test_the_measured_bound_and_its_gap_are_the_enumerated_ones(m: float) -> Non
 
 def test_a_bound_at_the_posterior_has_no_gap() -> None:
     """p(z|y) of one binary unit has the log-odds a + price(0) - price(1)."""
-    law, a = Bernoulli(), torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
+    law, a = Bernoulli(), torch.tensor([[[0.3]], [[-1.2]]], dtype=torch.float64)
     price = torch.tensor([0.4, 1.7], dtype=torch.float64)
-    bound, gap = bound_and_gap(law, a, a + price[0] - price[1], lambda z: price[z[:, 0].long()], generator(0))
-    exact = -torch.stack([law.log_prob(torch.full((2, 1), z).double(), a) - price[z] for z in (0, 1)]).logsumexp(0)
+    bound, gap = bound_and_gap(law, a, a + price[0] - price[1], lambda z: price[z[:, 0, 0].long()], generator(0))
+    exact = -torch.stack([law.log_prob(torch.full((2, 1, 1), z).double(), a) - price[z] for z in (0, 1)]).logsumexp(0)
     # Sums of float64 numbers of size 1.
     assert gap == pytest.approx(0, abs=1e-14) and bound == pytest.approx(exact.mean().item(), abs=1e-14)
 
@@ -169,7 +171,7 @@ def test_at_m_of_0_the_bound_is_the_expected_price_under_alpha(family: Any) -> N
             state = parts(behind)[1](state)
         y = torch.arange(len(x)) % CLASSES
         drawn = [
-            F.cross_entropy(latents.family.statistic(latents.family.sample(a, random)) @ twin.messages(state).mT, y)
+            F.cross_entropy(inner(latents.family.statistic(latents.family.sample(a, random)), twin.messages(state)), y)
             for _ in range(400)
         ]
         mean, spread = torch.stack(drawn).mean().item(), torch.stack(drawn).std().item()

@@ -15,7 +15,7 @@ from sidestep.families.family import LEAST, Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, lifting, opened, read
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, by_position, lifting, opened, read
 
 # ---- what closes a block
 
@@ -62,30 +62,46 @@ def of(family: Family, *shape: int) -> Latents:
     return Latents(family, torch.Size(shape), mapped=False)
 
 
-LAYOUTS: dict[str, tuple[tuple[int, ...], list[object], list[float]]] = {
-    # Two units, and of the last two three positions each: all of the first unit's, then all of the second's.
-    "vector": ((2,), [1.0, 2.0], [1.0, 2.0]),
-    "maps": ((2, 1, 3), [[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
-    "tokens": ((3, 2), [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+LAYOUTS: dict[str, tuple[tuple[int, ...], list[object], list[list[float]]]] = {
+    # Two units; of the last two three positions each.
+    "vector": ((2,), [1.0, 2.0], [[1.0, 2.0]]),
+    "maps": ((2, 1, 3), [[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]], [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]),
+    "tokens": ((3, 2), [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]),
 }
-every_layout = pytest.mark.parametrize(("shape", "features", "flat"), LAYOUTS.values(), ids=LAYOUTS)
+every_layout = pytest.mark.parametrize(("shape", "features", "rows"), LAYOUTS.values(), ids=LAYOUTS)
 
 
 @every_layout
 def test_features_are_natural_parameters_and_their_means_features_again(
-    shape: tuple[int, ...], features: list[object], flat: list[float]
+    shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    h, natural = torch.tensor([features]), torch.tensor([flat])
+    h, natural = torch.tensor([features]), torch.tensor([rows])
     latents = of(Bernoulli(), *shape)
-    assert (latents.width, latents.positions) == (2, len(flat) // 2)
+    assert (latents.width, latents.positions) == (2, len(rows))
     assert torch.equal(latents(h), natural)
     assert torch.equal(latents.passed_on(natural), h)
     assert torch.equal(Passed(latents)(h), h.sigmoid())
 
 
+def test_maps_whose_channels_come_last_in_memory_are_not_copied() -> None:
+    """4 x 4 x 4 maps, as a network for images keeps them: in and out without a new tensor."""
+    h = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)
+    natural = by_position(h)
+    assert natural.data_ptr() == h.data_ptr() and torch.equal(natural[1, 4 * 2 + 3], h[1, :, 2, 3])
+    again = of(Bernoulli(), 4, 4, 4).passed_on(natural)
+    assert again.data_ptr() == h.data_ptr() and again.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tokens_with_labels_of_their_own_are_samples_of_one_position() -> None:
+    latents = Latents(Bernoulli(), torch.Size([3, 2]), mapped=False, per_token=True)
+    h = torch.randn(4, 3, 2)
+    assert latents.positions == 1 and torch.equal(latents(h), h[:, :, None])
+    assert torch.equal(latents.passed_on(h[:, :, None]), h)
+
+
 @every_layout
 def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
-    shape: tuple[int, ...], features: list[object], flat: list[float]
+    shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
     """One unit of two states at every position: the softmax of the two channels there."""
     latents = of(Categorical(states=2), *shape)
@@ -96,7 +112,7 @@ def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
 
 @every_layout
 def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
-    shape: tuple[int, ...], features: list[object], flat: list[float]
+    shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
     """The map makes the means h - 3 and the precisions softplus(log(e^2 - 1)) = 2, and the least, of every unit."""
     latents = of(Gaussian(), *shape)
@@ -107,9 +123,9 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
         latents.map.weight.copy_(torch.cat([torch.eye(2), torch.zeros(2, 2)]).view_as(latents.map.weight))
         assert latents.map.bias is not None
         latents.map.bias.copy_(torch.tensor([-3.0, -3.0, raw, raw]))
-    h, mu = torch.tensor([features]), torch.tensor(flat) - 3
+    h, mu = torch.tensor([features]), torch.tensor(rows) - 3
     precision = 2 + LEAST
-    torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)]))
+    torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
     torch.testing.assert_close(Passed(latents)(h), h - 3)
 
 
@@ -149,7 +165,7 @@ def test_states_that_do_not_divide_the_channels_are_refused() -> None:
 def test_a_linear_read_out_is_the_product_of_means_and_weights() -> None:
     """Two units: sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4, so 4/2 + 8 x 3/4 and -2/2."""
     latents = of(Bernoulli(), 2)
-    weights = torch.tensor([[4.0, 8.0], [-2.0, 0.0]])
+    weights = torch.tensor([[[4.0, 8.0]], [[-2.0, 0.0]]])
     read_out = ReadOut(latents, weights)
     h = torch.tensor([[0.0, 3.0]])
     h[0, 1] = h[0, 1].log()
@@ -158,10 +174,10 @@ def test_a_linear_read_out_is_the_product_of_means_and_weights() -> None:
 
 
 def test_a_read_outs_weights_are_a_copy_in_its_state() -> None:
-    weights = torch.ones(2, 2)
+    weights = torch.ones(2, 1, 2)
     read = ReadOut(of(Bernoulli(), 2), weights)
     weights.zero_()
-    assert torch.equal(read.state_dict()["weights"], torch.ones(2, 2))
+    assert torch.equal(read.state_dict()["weights"], torch.ones(2, 1, 2))
     assert not list(read.parameters())
 
 

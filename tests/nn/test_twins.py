@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from sidestep.errors import UsageError
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.categorical import Categorical
-from sidestep.families.family import Family
+from sidestep.families.family import Family, inner
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
-from sidestep.nn.latents import Latents, flat
+from sidestep.nn.latents import Latents, by_position
 from sidestep.nn.twins import Twin, TwinKind, twins
 
 CLASSES = 5
@@ -110,14 +110,15 @@ def test_messages_are_centred_or_precisions_with_a_0_in_every_unit(
     latents, chain = chain_of(kind, shapes, law)
     for own, twin, state in zip(latents, chain, states_of(chain), strict=True):
         messages = twin.messages(state)
-        assert messages.shape == (CLASSES, own.width * own.positions)
+        positions = own.positions if kind == "mirror" else 1
+        assert messages.shape == (CLASSES, positions, own.width)
         law.check(messages, zero=True)
         potentials, precisions = {
             "Gaussian": messages.chunk(2, -1),  # of which the precisions are 0
-            "Laplace": (messages[:, :0], messages),
-        }.get(type(law).__name__, (messages, messages[:, :0]))
+            "Laplace": (messages[..., :0], messages),
+        }.get(type(law).__name__, (messages, messages[..., :0]))
         # A mean of five float32 numbers around 1.
-        torch.testing.assert_close(potentials.mean(0), torch.zeros(potentials.shape[1]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(potentials.mean(0), torch.zeros(potentials.shape[1:]), rtol=0, atol=1e-6)
         assert torch.equal(precisions.amin(0) if precisions.numel() else precisions[0], 0 * precisions[0])
         assert potentials.numel() == 0 or bool((potentials != 0).any())
         assert precisions.numel() == 0 or bool((precisions > 0).any()) == (type(law).__name__ == "Laplace")
@@ -125,13 +126,13 @@ def test_messages_are_centred_or_precisions_with_a_0_in_every_unit(
 
 @every_law
 def test_the_message_in_a_laws_own_layout_by_hand(law: Family) -> None:
-    """Maps of 1 x 2: what is said of channel c is shared by both positions, half each."""
+    """Maps of 1 x 2: what is said of channel c holds of both positions, half each."""
     (own,), (twin,) = chain_of("linear", [(2, 1, 2)], law)
     assert isinstance(twin.say, nn.Linear)
     said = twin.say.weight.T  # (C, N), of the one-hot classes
-    expected = law.message(said).repeat_interleave(2, 1) / 2
+    expected = law.message(said)[:, None] / 2
     torch.testing.assert_close(twin.messages(twin(torch.eye(CLASSES))), expected)
-    assert expected.shape[1] == own.width * 2
+    assert expected.shape[2] == own.width
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -143,7 +144,7 @@ def test_a_read_out_by_shared_messages_is_a_mean_over_positions(shapes: list[tup
     said = twin.say(state)
     h = torch.rand(7, *own.shape)
     pooled = h.mean((2, 3)) if len(own.shape) == 3 else h.mean(1)
-    found = flat(h) @ twin.messages(state).T
+    found = inner(by_position(h), twin.messages(state))
     torch.testing.assert_close(found, pooled @ (said - said.mean(0)).T, rtol=1e-4, atol=1e-5)  # float32 sums
 
 
@@ -156,7 +157,9 @@ def test_a_mirrors_messages_differ_by_position_and_are_laid_out_as_the_features_
     centred = twin.say(state) - twin.say(state).mean(0)  # (C, *shape), as one natural parameter a unit has
     h = torch.rand(7, *own.shape)
     expected = torch.einsum("bx,cx->bc", h.flatten(1), centred.flatten(1)) / own.positions
-    torch.testing.assert_close(flat(h) @ twin.messages(state).T, expected, rtol=1e-4, atol=1e-5)  # float32 sums
+    torch.testing.assert_close(
+        inner(by_position(h), twin.messages(state)), expected, rtol=1e-4, atol=1e-5
+    )  # float32 sums
     first = centred.flatten(2) if len(own.shape) == 3 else centred.mT
     assert bool((first[..., 0] - first[..., 1]).abs().max() > 1e-3)
 
