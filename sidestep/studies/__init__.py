@@ -24,6 +24,7 @@ STUDIES: dict[str, str] = {
     "bll": "whether BLL's Kullback-Leibler term and messages earn anything over greedy cross-entropy",
     "bll-choices": "which of BLL's choices matter: one of them changed at a time, and how tight its bounds are",
     "bll-blocks": "how BLL stands depth, how many blocks there are and where they are cut",
+    "bll-images": "how near BLL comes to backprop on images, and what it costs",
     "bll-autoencoder": "how far the deviations of an autoencoder can be trusted that learns block by block",
     "bll-sequences": "whether credit passes between blocks that learn by themselves, on pointers and characters",
     "gpu-core": "ResNet-18 near its best, and cost over depth, eager and compiled",

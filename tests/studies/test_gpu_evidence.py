@@ -84,15 +84,16 @@ def test_the_first_evidence_is_training_and_all_of_it_is_for_a_gpu() -> None:
     assert all(piece.words[-2:] == ("--device", "cuda") for piece in pieces)
 
 
-def test_make_gpu_evidence_runs_known_studies_with_the_python_and_minutes_it_is_given() -> None:
+@pytest.mark.parametrize(("part", "first"), [("core", "gpu-core"), ("bll", "bll-images")])
+def test_make_gpu_evidence_runs_known_studies_with_the_python_and_minutes_it_is_given(part: str, first: str) -> None:
     words = ["make", "-n", "--no-print-directory", "gpu-evidence"]
-    words += ["PART=core", "MINUTES=7", "RESULTS=there", "PYTHON=some-python"]
+    words += [f"PART={part}", "MINUTES=7", "RESULTS=there", "PYTHON=some-python"]
     line = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     flags = line.index("--gpu")
     assert line[:4] == ["some-python", "-m", "sidestep", "study"]
     assert line[flags:] == ["--gpu", "--minutes", "7", "--results", "there"]
     names = line[4:flags]
-    assert names[0] == "gpu-core"
+    assert names[0] == first
     assert set(names) <= set(STUDIES)
     assert all(study_named(name).pieces("gpu") for name in names)
 

@@ -1,0 +1,98 @@
+"""BLL on images: a narrow ResNet-18 in four blocks, and on a GPU the whole one, beside greedy heads and backprop.
+
+A lifted read-out is a local head but for its last layer, so that local_ce has the same.  What is no method's own (cut,
+heads, augmentation, optimizer, epochs) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import Column, fixed
+from sidestep.studies import against, benches
+from sidestep.studies.rows import ACCURACY, names, pick, sizes, table
+from sidestep.studies.study import Grid, Machine, Row, Study
+
+QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
+BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
+LATENTS = "bll --family gaussian --likelihood sample"
+LIFTED = f"{LATENTS} --read-out lifted"
+LOCAL = "local_ce --last head"
+ARMS = {
+    BLL: f"train {LIFTED}",
+    "BLL, lifted, m = 0": f"train {LIFTED} --m 0",
+    "BLL, linear": f"train {LATENTS}",
+    GREEDY: f"train {LOCAL}",
+    BACKPROP: "train backprop",
+}
+CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
+
+
+def page(rows: Sequence[Row]) -> Page:
+    places = {place: pick(rows, place=place) for place in names(rows, "place")}
+    parts = [section(place, its) for place, its in places.items() if its]
+    return Page(
+        QUESTION,
+        " ".join(text for text, _ in parts if text) or "Too little has run yet.",
+        [section for _, section in parts],
+        rows,
+    )
+
+
+def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
+    """What the answer says of one network and data set, and its section."""
+    trained, benched = ([row for row in rows if ("rows" in row) == bench] for bench in (False, True))
+    arms = {arm: its for arm in ARMS if (its := pick(trained, arm=arm))}
+    gaps = against.less(arms, BLL)
+    told = [against.said(f"{place}: less {BLL}", gaps)]
+    tables = benches.tables({place: benched} if benched else {}, CANDIDATES, "network")
+    if cost := benches.costs(benched, CANDIDATES):
+        told.append(f"{place}: {cost}.")
+    if arms:
+        chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
+        columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
+        further = [*against.column(f"less {BLL}", list(arms), gaps), chosen, *sizes(arms)]
+        tables.insert(0, ("After training", table(arms, columns, further=further)))
+    text = f"Differences are paired by seed, with their 95 % interval. {benches.taken(benched)}"
+    return " ".join(filter(None, told)), Section(
+        place, text.strip(), tables, against.figure(f"less {BLL}, {place}", gaps)
+    )
+
+
+NARROW = "--model resnet18 --set model.width=16 --blocks 4"
+RECIPE = "--optimizer adamw --weight-decay 0.05 --schedule onecycle --warmup 0.3"
+CIFAR, FASHION = "--data cifar10-jpeg-q95", "--data fashion-mnist"
+PLACES = {
+    "place": {
+        "narrow ResNet-18 on CIFAR-10": f"{CIFAR} --epochs 5",
+        "narrow ResNet-18 on Fashion-MNIST": f"{FASHION} --epochs 5",
+    }
+}
+WHOLE = {"place": {"ResNet-18 on CIFAR-10": CIFAR}}
+FULL = (
+    f"--model resnet18 --blocks 4 {RECIPE} --lr 0.004 --epochs 50 --batch-size 512 --augment crop,flip,cutout:8 "
+    "--label-smoothing 0.1 --val-fraction 0 --select last"
+)
+GPU: Mapping[Machine, int] = {"cpu": 0, "gpu": 1}
+SMALL = "--set model.width=8 --batch-size 64"
+BENCHED = {BLL: LIFTED, GREEDY: LOCAL}
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            ARMS,
+            f"{NARROW} {RECIPE}",
+            PLACES,
+            {"cpu": 3},
+            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.016", "0.032")},
+            trial=f"{CIFAR} --epochs 2",
+            smoke=SMALL,
+        ),
+        *benches.grids(BENCHED, NARROW, {"place": {"narrow ResNet-18 on CIFAR-10": CIFAR}}, {"cpu": 1}, SMALL),
+        Grid(ARMS, FULL, WHOLE, GPU, smoke=SMALL),
+        *benches.grids(BENCHED, "--model resnet18 --blocks 4 --batch-size 512", WHOLE, GPU, SMALL),
+    ],
+    page,
+)
