@@ -211,24 +211,37 @@ def test_the_table_by_block_has_what_was_measured_on_the_test_set_and_no_more(tm
     assert table[0] == ["block", "test accuracy, %", "test NLL, nats", "test Brier", "test ECE"]
 
 
-def test_a_run_judged_by_its_loss_is_told_in_nats_and_its_feedback_in_degrees(tmp_path: Path) -> None:
+def diagnosed(folder: Path, **told: list[float | None]) -> Path:
+    """The run's folder, with these diagnostics after every epoch."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"diagnostics": told}) + "\n" for row in lines))
+    return folder
+
+
+def test_a_run_judged_by_its_loss_is_told_in_nats(tmp_path: Path) -> None:
     losses = {"test_loss": -0.5, "val_loss": -0.25, "test_nll": -0.5, "test_rmse": 0.125}
     folder = write_run(tmp_path / "a", "bll", summary=losses | {"test_accuracy": None, "val_accuracy": None})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = {
-        "angle": [80.0, 70.0, None],
-        "gap": [0.5, 0.25, 0.125],
-        "weight_angle": [None] * 3,
-        "my_own": [1.0, 2.0, 3.0],
-    }
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"diagnostics": told}) + "\n" for row in lines))
     html, page = page_of([folder], tmp_path)
     assert "bll reaches −0.5000 nats test loss on toys" in html
     assert "Validation loss." in html and "Validation accuracy." not in html
     assert page.tables[0][0][1:3] == ["test NLL, nats", "test Brier"] and "test RMSE" in page.tables[0][0]
-    assert {"Feedback", "How tight the bound is", "my_own"} < set(page.headings)
-    assert "Weight transport" not in page.headings  # nothing was measured
+
+
+def test_what_a_methods_theory_speaks_of_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+    folder = diagnosed(
+        write_run(tmp_path / "a", "bll"),
+        angle=[80.0, 70.0, None],
+        gap=[0.5, 0.25, 0.125],
+        weight_angle=[None] * 3,
+        my_own=[1.0, 2.0, 3.0],
+    )
+    html, page = page_of([folder], tmp_path)
+    assert "What its theory speaks of" in page.headings
+    assert all(f"<b>{title}.</b>" in html for title in ("Feedback", "How tight the bound is", "my_own"))
     assert html.count(">degrees</text>") == 1 and html.count(">gap, nats</text>") == 1
+    _, page = page_of([folder, write_run(tmp_path / "b", "sid")], tmp_path)
+    assert {"Feedback", "How tight the bound is", "my_own"} < set(page.headings)
+    assert "Weight transport" not in page.headings and "What its theory speaks of" not in page.headings
 
 
 def test_the_descent_table_is_what_the_summary_says(tmp_path: Path) -> None:
