@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,15 @@ Detach = Literal["none", "kl", "both"]
 
 Said = tuple[Tensor | None, Tensor | None]
 """A twin's messages, and what the read-out compares with."""
+
+
+class Seen(NamedTuple):
+    """A block, what its twin says, and alpha of a batch."""
+
+    cell: Cell
+    said: Said
+    a: Tensor  # natural parameters, (..., S, N)
+    mean: Tensor  # E[T(z)], (..., S, N)
 
 
 @dataclass(frozen=True)
@@ -268,43 +277,63 @@ class BLL(Method):
         its messages are those weights by construction.
         weight_angle: degrees between the weights of twin mirror and the next block's, transposed.
         """
+        with torch.enable_grad():
+            seen = self.seen(chain, batch, task)
+            gradients = (
+                gradients_of(self.answer(seen), [s.mean for s in seen]) if isinstance(task, Classification) else []
+            )
+        bounds = [self.bound(s) for s in seen]
+        found: dict[str, Sequence[float | None]] = {
+            "bound": [bound / numbers(task) for bound, _ in bounds],
+            "gap": [gap / numbers(task) for _, gap in bounds],
+        }
+        if gradients:
+            found["angle"] = [self.angle(s, gradient) for s, gradient in zip(seen, gradients, strict=True)]
+        if self.twin == "mirror":
+            pairs = zip(chain.blocks, chain.blocks[1:], strict=False)
+            found["weight_angle"] = [*(weight_angle(parts(b)[1].step, ahead.net) for b, ahead in pairs), None]
+        return found
+
+    def seen(self, chain: Chain, batch: Batch, task: Task) -> list[Seen]:
+        """What every block computes of a batch, its twin's part before."""
         cells = [Cell(block, batch, task, {}, {}, key(batch.step, block.index)) for block in chain.blocks]
         above = self.sink(batch, {}, task)
         for cell in () if self.twin == "linear" else reversed(cells):
             emit = self.feedback(cell, *above)
             cell.kept.update(emit.keep)
             above = emit.send
-        said = [self.said(cell, parts(cell.block)[1]) for cell in cells]
-        found: dict[str, list[float | None]] = {"bound": [], "gap": []}
-        means, h, answer = list[Tensor](), batch.x, batch.x
-        with torch.enable_grad():
-            for cell, (messages, weights) in zip(cells, said, strict=True):
-                latents, _, lift = parts(cell.block)
-                law = latents.family
-                a = latents(cell.block.net(h))
-                means.append(law.mean(a))
-                h, answer = latents.passed_on(means[-1]), read(latents, means[-1], weights, lift)
-                with torch.no_grad():
-                    rho = self.rho(cell, a, means[-1], (messages, weights), self.mixed(cell))
-                    price = partial(self.price, cell, weights=weights)
-                    bound, gap = bound_and_gap(law, a, rho, price, cell.generator())
-                found["bound"].append(bound / numbers(task))
-                found["gap"].append(gap / numbers(task))
-            if not isinstance(task, Classification):
-                return found
-            last = chain.blocks[-1]
-            gradients = gradients_of(last.extras["classifier"](h) if "classifier" in last.extras else answer, means)
-        angles: list[float | None] = []
-        for block, (messages, _), gradient in zip(chain.blocks, said, gradients, strict=True):
-            latents, _, lift = parts(block)
-            told = latents.family.passed_on
-            given = block.is_last and lift is None and "classifier" not in block.extras
-            angles.append(None if given or messages is None else feedback_angle(told(messages), told(gradient)))
-        found["angle"] = angles
-        if self.twin == "mirror":
-            pairs = zip(chain.blocks, chain.blocks[1:], strict=False)
-            found["weight_angle"] = [*(weight_angle(parts(b)[1].step, ahead.net) for b, ahead in pairs), None]
+        found, h = list[Seen](), batch.x
+        for cell in cells:
+            latents, twin, _ = parts(cell.block)
+            a = latents(cell.block.net(h))
+            mean = latents.family.mean(a)
+            h = latents.passed_on(mean)
+            found.append(Seen(cell, self.said(cell, twin), a, mean))
         return found
+
+    def answer(self, seen: Sequence[Seen]) -> Tensor:
+        """The network's, from the mean of alpha_K."""
+        cell, (_, weights), _, mean = seen[-1]
+        latents, _, lift = parts(cell.block)
+        extras = cell.block.extras
+        if "classifier" in extras:
+            return extras["classifier"](latents.passed_on(mean))
+        return read(latents, mean, weights, lift)
+
+    @torch.no_grad()
+    def bound(self, seen: Seen) -> tuple[float, float]:
+        """F_k with w = 1 and its gap, in nats a label, or a sample's numbers."""
+        cell, said, a, mean = seen
+        rho = self.rho(cell, a, mean, said, self.mixed(cell))
+        price = partial(self.price, cell, weights=said[1])
+        return bound_and_gap(parts(cell.block)[0].family, a, rho, price, cell.generator())
+
+    def angle(self, seen: Seen, gradient: Tensor) -> float | None:
+        block, (messages, _) = seen.cell.block, seen.said
+        latents, _, lift = parts(block)
+        given = block.is_last and lift is None and "classifier" not in block.extras
+        told = latents.family.passed_on
+        return None if given or messages is None else feedback_angle(told(messages), told(gradient))
 
     def export(self, chain: Chain) -> nn.Module:
         """x -> logits from the mean of alpha_K, the twin's last weights baked in; or the model's own classifier."""
