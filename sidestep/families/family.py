@@ -25,8 +25,8 @@ from torch import Generator, Tensor
 from sidestep.errors import UsageError
 
 LEAST = 1.0
-"""The least precision that a network can say.  A message b moves a Gaussian by b / precision, and a Laplace's scale is
-1 / precision: without a bound the first wide latent throws training off.  Whatever reads z can scale it."""
+"""The least precision that a network can say, unless another is asked for.  A message b moves a Gaussian by
+b / precision, and a Laplace's scale is 1 / precision: without a bound the first wide latent throws training off."""
 
 
 class Family(ABC):
@@ -170,9 +170,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def to_precision(raw: Tensor) -> Tensor:
-    """Any number to one of at least LEAST."""
-    return F.softplus(raw) + LEAST
+def to_precision(raw: Tensor, least: float) -> Tensor:
+    """Any number to a precision of at least `least`."""
+    return F.softplus(raw) + least
+
+
+def check_least_precision(least: float) -> None:
+    if not 0 < least < math.inf:
+        raise UsageError(f"got least_precision={least}, expected a finite number above 0.")
 
 
 def check_precision(precision: Tensor, law: str, *, zero: bool) -> None:

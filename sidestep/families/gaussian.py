@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from .family import LOG_2PI, Family, at_least_float32, check_precision, to_precision
+from .family import LEAST, LOG_2PI, Family, at_least_float32, check_least_precision, check_precision, to_precision
 
 
 @final
@@ -22,6 +22,10 @@ class Gaussian(Family):
     """Real units with a mean and a precision; natural parameters are (..., 2 D), z is (..., D)."""
 
     linear = True
+    least_precision: float = LEAST  # precision that `to_natural` gives
+
+    def __post_init__(self) -> None:
+        check_least_precision(self.least_precision)
 
     def width(self, d: int) -> int:
         return 2 * d
@@ -33,7 +37,7 @@ class Gaussian(Family):
     def to_natural(self, raw: Tensor) -> Tensor:
         """raw: the mean of every unit, then the precision's softplus' argument of every unit."""
         mu, free = halves(at_least_float32(raw))
-        lam = to_precision(free)
+        lam = to_precision(free, self.least_precision)
         return torch.cat([lam * mu, lam], -1)
 
     def log_partition(self, natural: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-from .family import Family, at_least_float32, check_precision, to_precision, uniform_like
+from .family import LEAST, Family, at_least_float32, check_least_precision, check_precision, to_precision, uniform_like
 
 
 @final
@@ -30,8 +30,10 @@ class Laplace(Family):
     """
 
     location: float = 0.0
+    least_precision: float = LEAST  # 1 / scale that `to_natural` gives
 
     def __post_init__(self) -> None:
+        check_least_precision(self.least_precision)
         if self.location != 0:
             raise UsageError(
                 f"got location={self.location}, expected 0: a Laplace with a location of its own is no exponential "
@@ -46,7 +48,7 @@ class Laplace(Family):
         check_precision(natural, "Laplace", zero=zero)
 
     def to_natural(self, raw: Tensor) -> Tensor:
-        return to_precision(at_least_float32(raw))
+        return to_precision(at_least_float32(raw), self.least_precision)
 
     def log_partition(self, natural: Tensor) -> Tensor:
         return (math.log(2) - at_least_float32(natural).log()).sum(-1)

@@ -46,8 +46,7 @@ from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
-from sidestep.families.categorical import Categorical
-from sidestep.families.family import Family, at_least_float32, cross_entropy_bound
+from sidestep.families.family import LEAST, Family, at_least_float32, cross_entropy_bound
 from sidestep.nn.heads import HeadKind
 from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
@@ -81,6 +80,9 @@ class BLL(Method):
 
     family: Literal["bernoulli", "gaussian", "categorical", "laplace"] = "bernoulli"  # of the latents
     states: int = 4  # of a categorical latent
+    least_precision: float = (
+        LEAST  # of a Gaussian or Laplace latent: its noise in samples, and how far messages move it
+    )
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
@@ -142,7 +144,9 @@ class BLL(Method):
                     raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
 
     def law(self) -> Family:
-        return Categorical(self.states) if self.family == "categorical" else family_class(self.family)()
+        least = {"least_precision": self.least_precision}
+        fields = {"categorical": {"states": self.states}, "gaussian": least, "laplace": least}
+        return family_class(self.family)(**fields.get(self.family, {}))
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         self.check_fit(task)

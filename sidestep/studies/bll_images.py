@@ -19,13 +19,9 @@ BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
 LATENTS = "bll --family gaussian --likelihood sample"
 LIFTED = f"{LATENTS} --read-out lifted"
 LOCAL = "local_ce --last head"
-ARMS = {
-    BLL: f"train {LIFTED}",
-    "BLL, lifted, m = 0": f"train {LIFTED} --m 0",
-    "BLL, linear": f"train {LATENTS}",
-    GREEDY: f"train {LOCAL}",
-    BACKPROP: "train backprop",
-}
+LATENT = {BLL: f"train {LIFTED}", "BLL, lifted, m = 0": f"train {LIFTED} --m 0", "BLL, linear": f"train {LATENTS}"}
+CONTROLS = {GREEDY: f"train {LOCAL}", BACKPROP: "train backprop"}
+ARMS = {**LATENT, **CONTROLS}
 CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
 
 
@@ -78,18 +74,30 @@ GPU: Mapping[Machine, int] = {"cpu": 0, "gpu": 1}
 SMALL = "--set model.width=8 --batch-size 64"
 BENCHED = {BLL: LIFTED, GREEDY: LOCAL}
 
+RATES = ("0.008", "0.016", "0.032", "0.064")
+TWO = RATES[1:3]
+NOISE = {"precision ≥ 1": "--least-precision 1", "precision ≥ 100": "--least-precision 100"}
+NARROWED = {f"rate {lr}, {name}": f"--lr {lr} {words}" for lr in TWO for name, words in NOISE.items()}
+"""Four trials for everybody: two rates by how much noise a latent has, or four rates."""
+
+
+def narrow(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
+    return Grid(
+        arms,
+        f"{NARROW} {RECIPE}",
+        PLACES,
+        {"cpu": 3},
+        candidates=candidates,
+        trial=f"{CIFAR} --epochs 2",
+        smoke=SMALL,
+    )
+
+
 STUDY = Study(
     QUESTION,
     [
-        Grid(
-            ARMS,
-            f"{NARROW} {RECIPE}",
-            PLACES,
-            {"cpu": 3},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.016", "0.032")},
-            trial=f"{CIFAR} --epochs 2",
-            smoke=SMALL,
-        ),
+        narrow(LATENT, NARROWED),
+        narrow(CONTROLS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),
         *benches.grids(BENCHED, NARROW, {"place": {"narrow ResNet-18 on CIFAR-10": CIFAR}}, {"cpu": 1}, SMALL),
         Grid(ARMS, FULL, WHOLE, GPU, smoke=SMALL),
         *benches.grids(BENCHED, "--model resnet18 --blocks 4 --batch-size 512", WHOLE, GPU, SMALL),

@@ -187,6 +187,15 @@ def test_a_laplace_with_a_location_is_refused_with_the_reason() -> None:
         Laplace(location=1.0)
 
 
+@pytest.mark.parametrize("law", [Gaussian, Laplace])
+def test_a_least_precision_is_what_the_least_output_gives_and_is_above_0(law: type[Gaussian] | type[Laplace]) -> None:
+    raw = torch.full((1, law().width(1)), -200.0)
+    assert law(least_precision=25.0).to_natural(raw)[0, -1] == 25 and law().to_natural(raw)[0, -1] == LEAST
+    for least in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match=f"got least_precision={least}, expected a finite number above 0"):
+            law(least_precision=least)
+
+
 def test_one_state_is_refused() -> None:
     with pytest.raises(UsageError, match="got states=1, expected at least 2"):
         Categorical(states=1)

@@ -650,6 +650,16 @@ def test_linear_twins_wait_for_nothing_and_a_chain_of_twins_for_all_blocks_after
     assert [engine_for(BLL()).derived.depends(n) for n in range(3)] == [[1, 2], [2], []]
 
 
+@pytest.mark.parametrize("family", ["gaussian", "laplace"])
+def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
+    block = engine_for(BLL(family=family, least_precision=30.0)).chain.blocks[0]
+    latents = block.extras["latents"]
+    assert isinstance(latents, Latents)
+    natural = latents(torch.randn(4, *latents.shape))
+    precisions = natural.chunk(2, -1)[1] if family == "gaussian" else natural
+    assert precisions.min() >= 30
+
+
 # ---- refusals
 
 
@@ -679,6 +689,7 @@ def test_linear_twins_wait_for_nothing_and_a_chain_of_twins_for_all_blocks_after
         ({"likelihood": "closed", "read_out": "lifted"}, "got likelihood='closed' with .*; use likelihood='sample'"),
         ({"detach": "both", "read_out": "lifted"}, "got detach='both' with .* teach the messages; use detach='kl'"),
         ({"family": "categorical", "states": 1}, "got states=1, expected at least 2"),
+        ({"family": "gaussian", "least_precision": 0.0}, "got least_precision=0.0, expected a finite number above 0"),
     ],
 )
 def test_fields_out_of_range_are_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
