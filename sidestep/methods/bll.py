@@ -20,7 +20,8 @@ Where targets are numbers, p_k(y | z) = N(y; g_k(z)) with a decoder g_k of the b
 of the batch, and centred means over the batch.  F_k is then taken in nats a number.
 
 likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
-The prediction is made from alpha_K: by the twin's messages, or by the model's own classifier, trained beside F_K.
+The prediction is made from alpha_K: by the twin's messages, at its mean or averaged over samples, or by the model's own
+classifier, trained beside F_K.
 
 B batch, C classes, K blocks, S positions of a block's latents, N natural parameters of one; `...` is B, or B, T where
 every token has a label, and latents of one position, of its own.
@@ -48,7 +49,7 @@ from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.family import LEAST, Family, at_least_float32, cross_entropy_bound
 from sidestep.nn.heads import HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, lifting, opened, read
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.twins import Twin, TwinKind, twins
 
@@ -97,6 +98,7 @@ class BLL(Method):
     head_width: int = 128
     head_depth: int = 1
     predict: Literal["twin", "classifier"] = "twin"  # what answers, and is exported
+    draws: int = 0  # samples of alpha that an answer is the mean of; 0: it is that of alpha's mean
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,6 +118,10 @@ class BLL(Method):
         for name, value in (("twin_width", self.twin_width), ("head_width", self.head_width)):
             if value < 1:
                 raise ValueError(f"got {name}={value}, expected at least 1.")
+        if self.draws < 0:
+            raise ValueError(f"got draws={self.draws}, expected 0 for the mean, or a number of samples.")
+        if self.draws and self.predict == "classifier":
+            raise ValueError("got draws with predict='classifier', which reads the mean; use predict='twin'.")
         if not 0 <= self.m_warmup < 1:
             raise ValueError(f"got m_warmup={self.m_warmup}, expected a share of training in [0, 1).")
         if not 0 <= self.label_smoothing < 1:
@@ -202,13 +208,13 @@ class BLL(Method):
         law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
-        answer = partial(read, latents, weights=weights, lift=lift)
         a = latents(block.net(h))
         mean = law.mean(a)
         if not cell.training:
             passed = latents.passed_on(mean)
-            said = block.extras["classifier"](passed) if "classifier" in block.extras else answer(mean)
-            return Emit(send=(passed,), logits=said)
+            if "classifier" in block.extras:
+                return Emit(send=(passed,), logits=block.extras["classifier"](passed))
+            return Emit(send=(passed,), logits=answer_of(latents, a, weights, lift, self.draws))
         rho = self.rho(cell, a, mean, (messages, weights), m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
@@ -352,12 +358,12 @@ class BLL(Method):
             return nn.Sequential(*stages, last.extras["classifier"])
         latents, twin, lift = parts(last)
         if not twin.classes:
-            return nn.Sequential(*stages, ReadOut(latents, None, lift))
+            return nn.Sequential(*stages, ReadOut(latents, None, lift, self.draws))
         with torch.no_grad():
             device = next(last.parameters()).device
             state = twin(torch.eye(twin.classes, device=device))
             weights = twin.weights(state, twin.messages(state))
-        return nn.Sequential(*stages, ReadOut(latents, weights, lift))
+        return nn.Sequential(*stages, ReadOut(latents, weights, lift, self.draws))
 
 
 def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:

@@ -7,10 +7,12 @@ sample but samples of one position: (B, T, 1, N).  `...` is B, or B, T.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from sidestep.families.family import Family, inner
+from sidestep.families.family import Family, at_least_float32, inner
 
 from .heads import Head, HeadKind
 
@@ -88,16 +90,16 @@ def by_position(x: Tensor) -> Tensor:
 
 
 class ReadOut(nn.Module):
-    """p(y | z) from T(z) or its mean, as `read` has it: what inference needs of a block and its twin."""
+    """p(y | x) from a block's output, as `answer_of` has it: what inference needs of a block and its twin."""
 
-    def __init__(self, latents: Latents, weights: Tensor | None, lift: nn.Module | None = None) -> None:
+    def __init__(self, latents: Latents, weights: Tensor | None, lift: nn.Module | None = None, draws: int = 0) -> None:
         super().__init__()
-        self.latents, self.lift = latents, lift
+        self.latents, self.lift, self.draws = latents, lift, draws
         self.weights = None if weights is None else nn.Buffer(weights.detach().clone())
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output (B, *shape) to logits (..., C), or to a regression's answer."""
-        return read(self.latents, self.latents.family.mean(self.latents(h)), self.weights, self.lift)
+        return answer_of(self.latents, self.latents(h), self.weights, self.lift, self.draws)
 
 
 class Passed(nn.Module):
@@ -109,6 +111,27 @@ class Passed(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.latents.passed_on(self.latents.family.mean(self.latents(h)))
+
+
+def answer_of(
+    latents: Latents, natural: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0
+) -> Tensor:
+    """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
+
+    Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
+    in every batch.
+    """
+    family = latents.family
+    if not draws:
+        return read(latents, family.mean(natural), weights, lift)
+    random = torch.Generator(natural.device).manual_seed(0)
+    read_off = [read(latents, family.statistic(family.sample(natural, random)), weights, lift) for _ in range(draws)]
+    each = at_least_float32(torch.stack(read_off))
+    if weights is not None:
+        return each.log_softmax(-1).logsumexp(0) - math.log(draws)
+    means, log_precisions = each.chunk(2, 2)
+    variance = (-log_precisions).exp().mean(0) + means.var(0, correction=0)
+    return torch.cat([means.mean(0), -variance.log()], 1)
 
 
 def read(latents: Latents, statistic: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:

@@ -19,6 +19,7 @@ QUESTION = "Does BLL earn anything over greedy cross-entropy?"
 BERNOULLI, GAUSSIAN = "BLL, Bernoulli", "BLL, Gaussian"
 SIGMOID, RELU = "sigmoid", "ReLU"
 FAMILIES = {BERNOULLI: "train bll", GAUSSIAN: "train bll --family gaussian"}
+DRAWN = {f"{name}, answer of 16 draws": f"{words} --draws 16" for name, words in FAMILIES.items()}
 OTHERS = {
     **{f"{name}, m = 0": f"{words} --m 0" for name, words in FAMILIES.items()},
     f"local_ce, {SIGMOID}": "train local_ce --set model.activation=sigmoid",
@@ -27,7 +28,7 @@ OTHERS = {
     f"backprop, {RELU}": "train backprop",
 }
 SMOOTHED = {f"backprop, {RELU}, smoothing tuned": "train backprop"}
-ARMS = {**FAMILIES, **OTHERS, **SMOOTHED}
+ARMS = {**FAMILIES, **DRAWN, **OTHERS, **SMOOTHED}
 SAME = {BERNOULLI: SIGMOID, GAUSSIAN: RELU}
 """A family's latents, and the activation of the controls that stand for it: what a block's features go through."""
 
@@ -131,7 +132,7 @@ STUDY = Study(
     QUESTION,
     [
         grid(
-            FAMILIES,
+            FAMILIES | DRAWN,
             {f"rate {lr}, {likelihood}": f"--lr {lr} --likelihood {likelihood}" for lr in TWO for likelihood in AT},
         ),
         grid(OTHERS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),

@@ -483,6 +483,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "mirror": {"twin": "mirror"},
     "classifier": {"predict": "classifier"},
     "lifted": {"read_out": "lifted"},
+    "sampled": {"draws": 3},
     "lifted-classifier": {"read_out": "lifted", "twin": "linear", "predict": "classifier"},
 }
 
@@ -684,6 +685,8 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
         ({"kl_weight": math.inf}, "got kl_weight=inf, expected a finite number"),
         ({"label_smoothing": 1.0}, r"got label_smoothing=1.0, expected a number in \[0, 1\)"),
         ({"label_smoothing": math.nan}, "got label_smoothing=nan, expected a number"),
+        ({"draws": -1}, "got draws=-1, expected 0 for the mean, or a number of samples"),
+        ({"draws": 2, "predict": "classifier"}, "got draws with predict='classifier', which reads the mean; use predi"),
         ({"twin_width": 0}, "got twin_width=0, expected at least 1"),
         ({"head_width": -3}, "got head_width=-3, expected at least 1"),
         ({"likelihood": "closed", "read_out": "lifted"}, "got likelihood='closed' with .*; use likelihood='sample'"),

@@ -77,8 +77,9 @@ def test_gradients_are_those_of_the_objective_written_out() -> None:
         torch.testing.assert_close(gradient, naive, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_answer_needs_no_target_and_is_what_is_exported() -> None:
-    made = engine(BLL(family="gaussian", likelihood="sample"))
+@pytest.mark.parametrize("draws", [0, 3])
+def test_the_answer_needs_no_target_and_is_what_is_exported(draws: int) -> None:
+    made = engine(BLL(family="gaussian", likelihood="sample", draws=draws))
     x, y = data()
     made.step((x, y))
     answers = made.predict(x)

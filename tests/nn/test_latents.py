@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sidestep.families.family import LEAST, Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, by_position, lifting, opened, read
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, answer_of, by_position, lifting, opened, read
 
 # ---- what closes a block
 
@@ -186,6 +187,32 @@ def test_a_lifted_read_out_compares_a_map_of_what_is_passed_on() -> None:
     lifting = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     h, weights = torch.randn(6, 2, 1, 2), torch.randn(5, 3)
     torch.testing.assert_close(ReadOut(latents, weights, lifting)(h), lifting(h.sigmoid()) @ weights.T)
+
+
+def test_a_sampled_answer_is_the_mean_distribution_over_the_latents() -> None:
+    """Two units with P(z = 1) = 1/2 and 3/4: the mean of four softmaxes; four standard errors of 20,000 draws."""
+    latents, weights = of(Bernoulli(), 2), torch.tensor([[[4.0, 8.0]], [[-2.0, 0.0]], [[0.0, 1.0]]])
+    natural = torch.tensor([[[0.0, math.log(3)]]])
+    expected = torch.zeros(3)
+    for z, share in (((0, 0), 1 / 8), ((0, 1), 3 / 8), ((1, 0), 1 / 8), ((1, 1), 3 / 8)):
+        expected += share * (weights[:, 0] @ torch.tensor(z).float()).softmax(0)
+    found = answer_of(latents, natural, weights, None, draws=20_000)
+    torch.testing.assert_close(found.exp()[0], expected, rtol=0, atol=4 * 0.5 / 20_000**0.5)
+    assert not torch.allclose(found.exp(), answer_of(latents, natural, weights, None).softmax(-1), atol=0.02)
+    assert torch.equal(found, answer_of(latents, natural, weights, None, draws=20_000))
+
+
+def test_a_sampled_answer_of_numbers_has_the_mixtures_mean_and_variance() -> None:
+    """z fair in {0, 1}, told N(z, e^z): mean 1/2, variance (1 + e) / 2 + 1/4; four standard errors of 40,000 draws."""
+
+    class Told(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.cat([z, -z], 1)
+
+    found = answer_of(of(Bernoulli(), 1), torch.zeros(1, 1, 1), None, Told(), draws=40_000)
+    mean, variance = found[0, 0].item(), math.exp(-found[0, 1].item())
+    assert mean == pytest.approx(0.5, abs=4 * 0.5 / 200)
+    assert variance == pytest.approx((1 + math.e) / 2 + 0.25, abs=4 * (math.e - 1) / 2 / 200)
 
 
 @pytest.mark.parametrize(
