@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +300,20 @@ def test_names_override_balance_and_a_modules_name_stands_for_its_first_unit() -
     model = InlineResNet()
     assert cut(model, 3, sample=images(), at=("layer1", "layer2")).at == ("layer1.0", "layer2.0")
     assert names(cut(build("mlp", (1, 8, 8), 10), 2, sample=torch.zeros(1, 1, 8, 8), at=("layer1",)))[0] == ["layer0"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_cuts_of_blls_released_code_are_those_the_documents_name(name: str) -> None:
+    """Stem, units and tail in a row, in four parts of round(len / 4), the last with what is left."""
+    text = (Path(__file__).parents[2] / "docs/bll.md").read_text(encoding="utf-8")
+    at = re.findall(rf"--model {name} --at (\S+)`", text)
+    model = build(name, IMAGE, 10, width=8)
+    units = [unit for unit, _ in model.named_children()]
+    inc = round(len(units) / 4)
+    parts = [units[i * inc : (i + 1) * inc if i < 3 else None] for i in range(4)]
+    assert [",".join(part[0] for part in parts[1:])] == at
+    bodies = names(cut(model, sample=images(), at=tuple(at[0].split(","))))
+    assert bodies == [*parts[:3], parts[3][:-1]]
 
 
 @pytest.mark.parametrize("model", [InlineResNet(), build("vit_tiny", IMAGE, 5, depth=6, width=24)])
