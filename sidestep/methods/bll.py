@@ -32,11 +32,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell
@@ -47,10 +46,11 @@ from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
-from sidestep.families.family import LEAST, Family, at_least_float32, cross_entropy_bound
+from sidestep.families.family import LEAST, Family, at_least_float32, cross_entropy_bound, inner
 from sidestep.nn.heads import HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifted, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
+from sidestep.nn.tiles import Rows, tiled
 from sidestep.nn.twins import Twin, TwinKind, twins
 
 from .bll_theory import bound_and_gap, feedback_angle, gradients_of, weight_angle
@@ -208,23 +208,54 @@ class BLL(Method):
         law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
-        a = latents(block.net(h))
-        mean = law.mean(a)
         if not cell.training:
-            passed = latents.passed_on(mean)
+            a = latents(block.net(h))
+            passed = latents.passed_on(law.mean(a))
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
             return Emit(send=(passed,), logits=answer_of(latents, a, weights, lift, self.draws))
-        rho = self.rho(cell, a, mean, (messages, weights), m)
-        fixed = rho.detach()
-        far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
-        miss = self.miss(cell, fixed if self.detach == "both" else rho, weights)
-        passed = latents.passed_on(law.mean(fixed) if self.bootstrap else mean)
+        assert messages is not None
+        raw, linear = latents.raw(block.net(h)), [] if lift else [messages]
+
+        def at_mean(raw: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+            mean = law.mean(law.to_natural(raw))
+            return law.passed_on(mean), *(inner(mean, w) for w in weights)
+
+        told, *logits = tiled(lambda: at_mean, [raw], linear)
+        passed = latents.features(told)
+        own = of_target(messages, cell)
+        if self.centre == "prediction" and twin.classes:
+            predicted = logits[0] if lift is None else lifted(lift(passed), weights)
+            own = law.less(own, mixture(predicted.softmax(-1), messages))
+
+        def make() -> Rows:
+            random = cell.generator()
+            return lambda raw, own, *weights: self.matched(law, m, random, law.to_natural(raw), own, *weights)
+
+        far, seen, *mixed = tiled(make, [raw, own], linear)
+        miss = self.miss(cell, seen, weights)
         loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
         if "classifier" in block.extras:
-            said = block.extras["classifier"](latents.passed_on(mean))
-            loss = loss + cell.task.loss(said, cell.y, self.label_smoothing)
-        return Emit(send=(passed,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+            loss = loss + cell.task.loss(block.extras["classifier"](passed), cell.y, self.label_smoothing)
+        send = latents.features(mixed[0]) if self.bootstrap else passed
+        return Emit(send=(send,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+
+    def matched(
+        self, law: Family, m: float, random: Generator, a: Tensor, own: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """KL(rho || alpha), (...), and what a linear read-out makes of rho: logits, or in closed form prices, (..., C);
+        what another one is to see, (..., S, D).  With bootstrapping also what the next block gets, (..., S, D).
+        """
+        rho = law.product(a, own, m)
+        fixed = rho.detach()
+        far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
+        by = fixed if self.detach == "both" else rho
+        if self.likelihood == "closed":
+            seen = cross_entropy_bound(law, by, *weights, check=False)
+        else:
+            statistic = law.statistic(law.sample(by, random)) if self.likelihood == "sample" else law.mean(by)
+            seen = inner(statistic, *weights) if weights else law.passed_on(statistic)
+        return (far, seen, law.passed_on(law.mean(fixed))) if self.bootstrap else (far, seen)
 
     def said(self, cell: Cell, twin: Twin) -> Said:
         """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""
@@ -246,36 +277,24 @@ class BLL(Method):
             )
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 
-    def rho(self, cell: Cell, a: Tensor, mean: Tensor, said: Said, m: float) -> Tensor:
-        """Natural parameters (..., S, N) of rho_k, from those of alpha_k and its mean."""
+    def miss(self, cell: Cell, seen: Tensor, weights: Tensor | None) -> Tensor:
+        """-E_rho[log p_k(y | z)] of every label, (...), or of all numbers of a sample, (B,), of what `matched` sees."""
+        latents, _, lift = parts(cell.block)
+        if self.likelihood == "closed":
+            return (cell.target(self.label_smoothing) * seen).sum(-1)
+        answer = seen if lift is None else lifted(lift(latents.features(seen)), weights)
+        return surprise(cell, answer, self.label_smoothing)
+
+    def rho(self, seen: Seen) -> Tensor:
+        """Natural parameters (..., S, N) of rho_k."""
+        cell, (messages, weights), a, mean = seen
         latents, twin, lift = parts(cell.block)
-        messages, weights = said
         assert messages is not None
         own = of_target(messages, cell)
         if self.centre == "prediction" and twin.classes:
             predicted = read(latents, mean, weights, lift).softmax(-1)
             own = latents.family.less(own, mixture(predicted, messages))
-        return latents.family.product(a, own, m)
-
-    def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
-        """-E_rho[log p_k(y | z)] of every label, (...), or of all numbers of a sample, (B,), as `likelihood` has it."""
-        law = parts(cell.block)[0].family
-        if self.likelihood == "closed":
-            assert weights is not None
-            prices = cross_entropy_bound(law, rho, weights, check=False)
-            return (cell.target(self.label_smoothing) * prices).sum(-1)
-        seen = law.mean(rho)
-        if self.likelihood == "sample":
-            seen = law.statistic(law.sample(rho, cell.generator()))
-        return self.price(cell, seen, weights, self.label_smoothing)
-
-    def price(self, cell: Cell, statistic: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
-        """-log p_k(y | z) from T(z), or at a mean of it, shaped as `miss` has it."""
-        latents, _, lift = parts(cell.block)
-        answer = read(latents, statistic, weights, lift)
-        if isinstance(cell.task, Regression):
-            return cell.task.surprise(answer, cell.y).flatten(1).sum(1)
-        return -(cell.target(smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
+        return latents.family.product(a, own, self.mixed(cell))
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
         """Of every block, on samples whose latents are alpha's, as at inference:
@@ -333,10 +352,13 @@ class BLL(Method):
     @torch.no_grad()
     def bound(self, seen: Seen) -> tuple[float, float]:
         """F_k with w = 1 and its gap, in nats a label, or a sample's numbers."""
-        cell, said, a, mean = seen
-        rho = self.rho(cell, a, mean, said, self.mixed(cell))
-        price = partial(self.price, cell, weights=said[1])
-        return bound_and_gap(parts(cell.block)[0].family, a, rho, price, cell.generator())
+        cell, (_, weights), a, _ = seen
+        latents, _, lift = parts(cell.block)
+
+        def price(statistic: Tensor) -> Tensor:
+            return surprise(cell, read(latents, statistic, weights, lift))
+
+        return bound_and_gap(latents.family, a, self.rho(seen), price, cell.generator())
 
     def angle(self, seen: Seen, gradient: Tensor) -> float | None:
         block, (messages, _) = seen.cell.block, seen.said
@@ -379,6 +401,13 @@ def of_target(messages: Tensor, cell: Cell) -> Tensor:
     if isinstance(cell.task, Regression):
         return messages
     return mixture(y, messages) if y.is_floating_point() else messages[y]
+
+
+def surprise(cell: Cell, answer: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log p(y) of every label, (...), or of all numbers of a sample, (B,)."""
+    if isinstance(cell.task, Regression):
+        return cell.task.surprise(answer, cell.y).flatten(1).sum(1)
+    return -(cell.target(smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
 
 
 def mixture(shares: Tensor, messages: Tensor) -> Tensor:

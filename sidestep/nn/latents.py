@@ -69,14 +69,21 @@ class Latents(nn.Module):
             spatial = len(shape) == 3
             self.map = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
 
+    def raw(self, h: Tensor) -> Tensor:
+        """The block's output, (B, *shape), as what `Family.to_natural` takes, (..., S, N)."""
+        mapped = self.map(h)
+        return mapped[..., None, :] if self.per_token else by_position(mapped)
+
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
-        raw = self.map(h)
-        return self.family.to_natural(raw[..., None, :] if self.per_token else by_position(raw))
+        return self.family.to_natural(self.raw(h))
 
     def passed_on(self, statistic: Tensor) -> Tensor:
         """T(z) or its mean, (..., S, N), as the next block's input, (B, *shape)."""
-        told = self.family.passed_on(statistic)
+        return self.features(self.family.passed_on(statistic))
+
+    def features(self, told: Tensor) -> Tensor:
+        """What the family passes on, (..., S, D), as features (B, *shape)."""
         if len(self.shape) == 3:
             return told.unflatten(1, self.shape[1:]).permute(0, 3, 1, 2)
         return told.squeeze(-2) if self.per_token or not self.tokens else told
@@ -144,8 +151,12 @@ def read(latents: Latents, statistic: Tensor, weights: Tensor | None, lift: nn.M
     if lift is None:
         assert weights is not None
         return inner(statistic, weights)
-    lifted = lift(latents.passed_on(statistic))
-    return lifted if weights is None else lifted @ weights.mT
+    return lifted(lift(latents.passed_on(statistic)), weights)
+
+
+def lifted(found: Tensor, weights: Tensor | None) -> Tensor:
+    """What a learned map found, (..., L), compared with embeddings (C, L); without any it is the answer."""
+    return found if weights is None else found @ weights.mT
 
 
 def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int, *, per_token: bool = False) -> Head:

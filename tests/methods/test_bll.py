@@ -28,8 +28,9 @@ from sidestep.families.family import Family
 from sidestep.methods.bll import BLL
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
+from sidestep.nn import tiles
 from sidestep.nn.heads import Pool
-from sidestep.nn.latents import Latents
+from sidestep.nn.latents import Latents, by_position
 from sidestep.nn.twins import Twin, twins
 from tests import naive
 from tests.conftest import CLASSES, engine_for, sgd, small_net, some_batch
@@ -237,9 +238,9 @@ def cell_of(method: BLL, units: int, y: Tensor, key: int = 0) -> Cell:
 
 def objective(method: BLL, cell: Cell, a: Tensor, b: Tensor, m: float) -> Tensor:
     """F of every sample, (B,), from alpha's natural parameters (B, N) and the messages (C, N)."""
-    law = method.law()
-    rho = law.product(a, b[cell.y], m)
-    return law.kl(rho, a) + method.miss(cell, rho[:, None], b[:, None])
+    b = b[:, None]  # one position
+    far, seen = method.matched(method.law(), m, cell.generator(), a[:, None], b[cell.y], b)
+    return far + method.miss(cell, seen, b)
 
 
 SAMPLES = 20
@@ -305,7 +306,7 @@ def test_a_sampled_likelihood_averages_to_the_expectation() -> None:
     n, method = 20_000, BLL(likelihood="sample")
     b = torch.tensor([[1.0, -2.0], [0.5, 0.5], [-1.5, 1.0], [0.0, 0.3], [0.0, 0.2]])
     rho, y = torch.tensor([0.4, -0.7]), 2
-    cost = method.miss(cell_of(method, 2, torch.full((n,), y)), rho.expand(n, 1, -1), b[:, None])
+    cost = objective(method, cell_of(method, 2, torch.full((n,), y)), rho.expand(n, -1), b, 0.0)
     p = rho.sigmoid().tolist()
     expected = 0.0
     for z in product((0, 1), repeat=2):
@@ -541,8 +542,10 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     raw: list[Tensor] = []
     got: list[Tensor] = []
     said: list[Tensor] = []
-    latents.register_forward_hook(
-        lambda _, __, out: raw.append(out.detach())  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+    latents.map.register_forward_hook(
+        lambda _, __, out: raw.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+            latents.family.to_natural(by_position(out.detach()))  # pyright: ignore[reportUnknownArgumentType]  # as above
+        )
     )
     second.net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].clone()))
     twin.register_forward_hook(
@@ -559,6 +562,21 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     assert not torch.allclose(expected[0], expected[1])
     engine.predict(x)
     torch.testing.assert_close(got[1], latents.passed_on(law.mean(raw[1])))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("fields", [{}, {"likelihood": "closed"}, {"read_out": "lifted"}, {"bootstrap": True}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_by_tiles_of_samples_are_those_of_the_whole_batch(
+    family: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over samples are taken in another order: some 1e-15 in float64."""
+    (x, y), method = some_batch(), BLL(family=family, **fields)
+    batch = x.double(), y
+    whole = engine_for(method, closing_net()).gradients(batch)
+    monkeypatch.setitem(tiles.NUMBERS, "cpu", 8 * 36 * 3)  # three samples of the first block
+    for name, gradient in engine_for(method, closing_net()).gradients(batch).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-12, atol=1e-13, msg=name)
 
 
 @pytest.mark.parametrize("likelihood", ["plug-in", "sample", "closed"])
@@ -581,8 +599,10 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     raw: list[Tensor] = []
-    latents.register_forward_hook(
-        lambda _, __, out: raw.append(out.detach())  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+    latents.map.register_forward_hook(
+        lambda _, __, out: raw.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
+            latents.family.to_natural(by_position(out.detach()))  # pyright: ignore[reportUnknownArgumentType]  # as above
+        )
     )
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]
@@ -605,7 +625,7 @@ def test_sampling_is_a_function_of_the_step_and_the_seed(family: Any) -> None:
         assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_sample_is_drawn_apart_from_the_noise_of_the_blocks_own_layers() -> None:
+def test_a_sample_is_drawn_apart_from_the_noise_of_the_blocks_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bernoulli's z = u < 1/2, so a network that draws its u from the cell's generator would know z."""
     drawn: list[Tensor] = []
 
@@ -616,16 +636,11 @@ def test_a_sample_is_drawn_apart_from_the_noise_of_the_blocks_own_layers() -> No
 
     sampled: list[Tensor] = []
 
-    class Watched(BLL):
-        def miss(self, cell: Cell, rho: Tensor, weights: Tensor | None) -> Tensor:
-            with pytest.MonkeyPatch.context() as patch:
-                draw = Bernoulli.sample
-                patch.setattr(Bernoulli, "sample", lambda *args: sampled.append(draw(*args)) or sampled[-1])
-                return super().miss(cell, rho, weights)
-
+    draw = Bernoulli.sample
+    monkeypatch.setattr(Bernoulli, "sample", lambda *args: sampled.append(draw(*args)) or sampled[-1])
     model = nn.Sequential(nn.Sequential(nn.Linear(2000, 2000), Noise(), nn.ReLU()), nn.Linear(2000, CLASSES))
     task = Classification(CLASSES, torch.zeros(1, 2000))
-    method = Watched(likelihood="sample", m=0.0)
+    method = BLL(likelihood="sample", m=0.0)
     engine = Streaming(method, method.build(model, task, CutPlan(1)), task, sgd())
     drawn.clear()
     engine.step((torch.randn(4, 2000), torch.arange(4)))
