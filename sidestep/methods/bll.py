@@ -30,7 +30,7 @@ every token has a label, and latents of one position, of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -81,9 +81,7 @@ class BLL(Method):
 
     family: Literal["bernoulli", "gaussian", "categorical", "laplace"] = "bernoulli"  # of the latents
     states: int = 4  # of a categorical latent
-    least_precision: float = (
-        LEAST  # of a Gaussian or Laplace latent: its noise in samples, and how far messages move it
-    )
+    least_precision: float = LEAST  # of Gaussian and Laplace latents: more is less noise, and smaller moves by messages
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
@@ -157,7 +155,7 @@ class BLL(Method):
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         self.check_fit(task)
         slices = plan(model, task.sample)
-        law, lifted, count = self.law(), self.read_out == "lifted", len(slices.bodies)
+        law, lift, count = self.law(), self.read_out == "lifted", len(slices.bodies)
         # Where a mean is linear in the network's output, the block keeps its activation: else it would have none.
         ends = [(body, None) if law.linear else opened(body) for body in slices.bodies]
         latents = [
@@ -165,14 +163,14 @@ class BLL(Method):
             for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
         ]
         of_classes = isinstance(task, Classification)
-        targets, embedding = (task.num_classes, self.head_width if lifted else 0) if of_classes else (numbers(task), 0)
+        targets, embedding = (task.num_classes, self.head_width if lift else 0) if of_classes else (numbers(task), 0)
         back = twins(self.twin, latents, targets, self.twin_width, embedding, one_hot=of_classes)
         blocks: list[Block] = []
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
             if isinstance(task, Regression):
                 extras["lift"] = head_for(task, slices.shapes[k], self.head, self.head_width, self.head_depth)
-            elif lifted:
+            elif lift:
                 extras["lift"] = lifting(
                     slices.shapes[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
                 )
@@ -223,22 +221,31 @@ class BLL(Method):
 
         told, *logits = tiled(lambda: at_mean, [raw], linear)
         passed = latents.features(told)
-        own = of_target(messages, cell)
-        if self.centre == "prediction" and twin.classes:
-            predicted = logits[0] if lift is None else lifted(lift(passed), weights)
-            own = law.less(own, mixture(predicted.softmax(-1), messages))
+        own = self.own(cell, messages, lambda: logits[0] if lift is None else lifted(lift(passed), weights))
 
         def make() -> Rows:
             random = cell.generator()
             return lambda raw, own, *weights: self.matched(law, m, random, law.to_natural(raw), own, *weights)
 
-        far, seen, *mixed = tiled(make, [raw, own], linear)
+        far, seen, *of_rho = tiled(make, [raw, own], linear)
         miss = self.miss(cell, seen, weights)
         loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
         if "classifier" in block.extras:
             loss = loss + cell.task.loss(block.extras["classifier"](passed), cell.y, self.label_smoothing)
-        send = latents.features(mixed[0]) if self.bootstrap else passed
+        send = latents.features(of_rho[0]) if self.bootstrap else passed
         return Emit(send=(send,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+
+    def own(self, cell: Cell, messages: Tensor, predict: Callable[[], Tensor]) -> Tensor:
+        """The message of every label, (..., S or 1, N), centred as `centre` says by the logits that `predict` gives.
+
+        Of soft labels the mean message; numbers have one a sample already.
+        """
+        if isinstance(cell.task, Regression):
+            return messages
+        own = mixture(cell.y, messages) if cell.y.is_floating_point() else messages[cell.y]
+        if self.centre == "classes":
+            return own
+        return parts(cell.block)[0].family.less(own, mixture(predict().softmax(-1), messages))
 
     def matched(
         self, law: Family, m: float, random: Generator, a: Tensor, own: Tensor, *weights: Tensor
@@ -288,12 +295,9 @@ class BLL(Method):
     def rho(self, seen: Seen) -> Tensor:
         """Natural parameters (..., S, N) of rho_k."""
         cell, (messages, weights), a, mean = seen
-        latents, twin, lift = parts(cell.block)
+        latents, _, lift = parts(cell.block)
         assert messages is not None
-        own = of_target(messages, cell)
-        if self.centre == "prediction" and twin.classes:
-            predicted = read(latents, mean, weights, lift).softmax(-1)
-            own = latents.family.less(own, mixture(predicted, messages))
+        own = self.own(cell, messages, lambda: read(latents, mean, weights, lift))
         return latents.family.product(a, own, self.mixed(cell))
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
@@ -308,9 +312,8 @@ class BLL(Method):
         """
         with torch.enable_grad():
             seen = self.seen(chain, batch, task)
-            gradients = (
-                gradients_of(self.answer(seen), [s.mean for s in seen]) if isinstance(task, Classification) else []
-            )
+            of_classes = isinstance(task, Classification)
+            gradients = gradients_of(self.answer(seen), [s.mean for s in seen]) if of_classes else []
         bounds = [self.bound(s) for s in seen]
         found: dict[str, Sequence[float | None]] = {
             "bound": [bound / numbers(task) for bound, _ in bounds],
@@ -393,14 +396,6 @@ def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     lift = block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # a ModuleDict has no get
     return latents, twin, lift
-
-
-def of_target(messages: Tensor, cell: Cell) -> Tensor:
-    """The message of every label, (..., S or 1, N), of soft labels the mean one; numbers have one a sample already."""
-    y = cell.y
-    if isinstance(cell.task, Regression):
-        return messages
-    return mixture(y, messages) if y.is_floating_point() else messages[y]
 
 
 def surprise(cell: Cell, answer: Tensor, smoothing: float = 0.0) -> Tensor:
