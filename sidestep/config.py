@@ -92,7 +92,7 @@ class TrainConfig:
     freeze: tuple[int, ...] = field(
         default=(), metadata=about("training", "blocks, from 0, that are not trained, by commas", BLOCKS)
     )
-    select: Select = field(metadata=about("training", "the epoch that is reported; best is by validation accuracy"))
+    select: Select = field(metadata=about("training", "the epoch that is reported; best is on validation"))
     test: Literal["end", "epochs", "never"] = field(
         default="end", metadata=about("training", "when the test set is read; nothing is ever chosen by it")
     )

@@ -98,7 +98,13 @@ CASES = [
         partial(naive.bll, chained=False, classifier=True, family="gaussian"),
         rate=3e-2,
     ),
-    Case("bll-lifted", BLL(twin="mirror", read_out="lifted"), True, partial(naive.bll, lifted=True), rate=1e-3),
+    Case(
+        "bll-lifted",
+        BLL(twin="mirror", read_out="lifted", likelihood="plug-in"),
+        True,
+        partial(naive.bll, lifted=True),
+        rate=1e-3,
+    ),
     Case(
         "bll-gaussian",
         BLL(family="gaussian", likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1),

@@ -20,6 +20,9 @@ Where targets are numbers, p_k(y | z) = N(y; g_k(z)) with a decoder g_k of the b
 of the batch, and centred means over the batch.  F_k is then taken in nats a number.
 
 likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
+At the mean a learned map could read the label off a shift of rho that costs next to no divergence; so there it is
+sampled, unless asked for otherwise.
+
 The prediction is made from alpha_K: by the twin's messages, at its mean or averaged over samples, or by the model's own
 classifier, trained beside F_K.
 
@@ -57,7 +60,7 @@ from .bll_theory import bound_and_gap, feedback_angle, gradients_of, weight_angl
 from .local_heads import head_for
 
 Centre = Literal["classes", "prediction"]
-Likelihood = Literal["plug-in", "sample", "closed"]
+Likelihood = Literal["auto", "plug-in", "sample", "closed"]
 Detach = Literal["none", "kl", "both"]
 
 Said = tuple[Tensor | None, Tensor | None]
@@ -85,8 +88,8 @@ class BLL(Method):
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
-    kl_weight: float = 1.0  # w
-    likelihood: Likelihood = "plug-in"  # E_rho of the log-likelihood: at the mean of rho, at a sample, in closed form
+    kl_weight: float = 1.0  # w, of the divergence
+    likelihood: Likelihood = "auto"  # E_rho of it: at the mean of rho; at a sample, as for learned maps; in closed form
     detach: Detach = "none"  # rho is a constant: nowhere, in the KL, in both terms
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"
@@ -260,7 +263,8 @@ class BLL(Method):
         if self.likelihood == "closed":
             seen = cross_entropy_bound(law, by, *weights, check=False)
         else:
-            statistic = law.statistic(law.sample(by, random)) if self.likelihood == "sample" else law.mean(by)
+            at_mean = self.likelihood == "plug-in" or (self.likelihood == "auto" and bool(weights))
+            statistic = law.mean(by) if at_mean else law.statistic(law.sample(by, random))
             seen = inner(statistic, *weights) if weights else law.passed_on(statistic)
         return (far, seen, law.passed_on(law.mean(fixed))) if self.bootstrap else (far, seen)
 

@@ -72,7 +72,7 @@ CHOICES = {
         },
     ),
     "read-out": Choice(
-        "linear", {"lifted": "--read-out lifted", "lifted, sampled": "--read-out lifted --likelihood sample"}
+        "linear", {"lifted": "--read-out lifted", "lifted, at the mean": "--read-out lifted --likelihood plug-in"}
     ),
     "answer": Choice("by the twin’s messages", {"by the network’s classifier": "--predict classifier"}),
 }

@@ -16,7 +16,7 @@ from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
 BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
-LATENTS = "bll --family gaussian --likelihood sample"
+LATENTS = "bll --family gaussian"
 LIFTED = f"{LATENTS} --read-out lifted"
 LOCAL = "local_ce --last head"
 LATENT = {BLL: f"train {LIFTED}", "BLL, lifted, m = 0": f"train {LIFTED} --m 0", "BLL, linear": f"train {LATENTS}"}

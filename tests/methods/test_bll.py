@@ -289,7 +289,7 @@ def test_at_the_mean_of_rho_the_objective_is_no_bound(m: float) -> None:
     likelihood = -math.log((0.5 + sigmoid(4)) / 2)
     rho = sigmoid(2 * m)
     far = rho * 2 * m - softplus(2 * m) + softplus(0.0)
-    plug_in, closed = BLL(), BLL(likelihood="closed")
+    plug_in, closed = BLL(likelihood="plug-in"), BLL(likelihood="closed")
     task = Classification(2, torch.zeros(1, 1))
     found = {}
     for method in (plug_in, closed):
@@ -565,7 +565,10 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("fields", [{}, {"likelihood": "closed"}, {"read_out": "lifted"}, {"bootstrap": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"likelihood": "closed"}, {"read_out": "lifted", "likelihood": "plug-in"}, {"bootstrap": True}],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_by_tiles_of_samples_are_those_of_the_whole_batch(
     family: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -577,6 +580,19 @@ def test_gradients_by_tiles_of_samples_are_those_of_the_whole_batch(
     monkeypatch.setitem(tiles.NUMBERS, "cpu", 8 * 36 * 3)  # three samples of the first block
     for name, gradient in engine_for(method, closing_net()).gradients(batch).items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-12, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("read_out", "same", "other"), [("linear", "plug-in", "sample"), ("lifted", "sample", "plug-in")]
+)
+def test_a_likelihood_is_sampled_where_a_learned_map_reads_unless_told_otherwise(
+    read_out: Any, same: Any, other: Any
+) -> None:
+    auto, equal, unequal = (
+        engine_for(BLL(read_out=read_out, likelihood=likelihood)).step(some_batch()).loss
+        for likelihood in ("auto", same, other)
+    )
+    assert torch.equal(auto, equal) and not torch.equal(auto, unequal)
 
 
 @pytest.mark.parametrize("likelihood", ["plug-in", "sample", "closed"])
@@ -683,7 +699,7 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
     ("fields", "message"),
     [
         ({"family": "poisson"}, "got family='poisson', expected one of bernoulli, categorical, gaussian, laplace"),
-        ({"likelihood": "exact"}, "got likelihood='exact', expected one of plug-in, sample, closed"),
+        ({"likelihood": "exact"}, "got likelihood='exact', expected one of auto, plug-in, sample, closed"),
         ({"detach": "all"}, "got detach='all', expected one of none, kl, both"),
         ({"twin": "tied"}, "got twin='tied', expected one of linear, mlp, mirror"),
         ({"head": "tree"}, "got head='tree', expected one of auto, linear, conv, mlp"),
