@@ -112,6 +112,7 @@ def study(args: Args) -> Result:
                 minutes=left if args.minutes else None,
                 smoke=args.smoke,
                 page_only=args.page or left <= 0,
+                only=args.only,
             )
         )
     text = "\n".join(result.pop("text") for result in found)
@@ -242,6 +243,7 @@ COMMANDS: dict[str, Command] = {
         extra={
             "--seeds": {"type": count, "metavar": "N", "help": "at most so many (default: the study's own)"},
             "--gpu": {"action": "store_true", "help": "the pieces that are for a GPU, on CUDA"},
+            "--only": {"default": "", "metavar": "WORDS", "help": "those whose command has these words in a row"},
             "--minutes": {"type": positive, "metavar": "X", "help": "save and end then, in all; the same line goes on"},
             "--smoke": {"action": "store_true", "help": "every piece on digits for one epoch: does it run?"},
             "--page": {"action": "store_true", "help": "run nothing, make the page anew"},

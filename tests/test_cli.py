@@ -262,8 +262,10 @@ def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(m
 
     install(monkeypatch, "sidestep.studies.runner", run)
     monkeypatch.setattr(cli.time, "monotonic", lambda: 100.0)
-    assert cli.main(["study", "reproduction", "alpha", "--gpu", "--minutes", "9", "--results", "r"]) == 0
+    words = ["--gpu", "--minutes", "9", "--results", "r", "--only", "train sid"]
+    assert cli.main(["study", "reproduction", "alpha", *words]) == 0
     where = {"results": Path("r"), "runs": Path("runs/studies"), "machine": "gpu", "seeds": None, "smoke": False}
+    where |= {"only": "train sid"}
     assert [args for args, _ in calls] == [("reproduction", cli.execute), ("alpha", cli.execute)]
     assert [found for _, found in calls] == [
         where | {"minutes": 9.0, "page_only": False},

@@ -50,10 +50,12 @@ def run(
     minutes: float | None = None,
     smoke: bool = False,
     page_only: bool = False,
+    only: str = "",
 ) -> dict[str, object]:
     """What `sidestep study NAME` does.
 
-    seeds: at most so many.  minutes: end then, with what runs saved, to go on another time.  smoke: every piece on
+    seeds: at most so many.  only: the pieces whose command has these words in a row.  minutes: end then, with what runs
+    saved, to go on another time.  smoke: every piece on
     digits, for one epoch.  page_only: run nothing.
     """
     study = study_named(name)
@@ -62,7 +64,8 @@ def run(
     def missing() -> list[Piece]:
         rows = read_jsonl(file)
         done = {row["command"] for row in rows}
-        return [piece for piece in study.pieces(machine, seeds, smoke, rows) if piece.command not in done]
+        asked = [piece for piece in study.pieces(machine, seeds, smoke, rows) if only in piece.command]
+        return [piece for piece in asked if piece.command not in done]
 
     def take(piece: Piece) -> bool:
         """Leave this piece's row, unless another worker is at it."""

@@ -228,6 +228,16 @@ def test_when_the_time_is_up_the_work_stops_and_nothing_fails(small: Study, tmp_
         run(tmp_path, Fake(lambda n: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(1)))
 
 
+def test_only_the_pieces_with_these_words_are_run(small: Study, tmp_path: Path) -> None:
+    fake = Fake()
+    found = run(tmp_path, fake, only="--lr 0.004 --seed 1")
+    assert [row["command"] for row in rows_of(tmp_path)] == [
+        piece.command for piece in small.pieces() if "--lr 0.004 --seed 1 " in piece.command
+    ]
+    assert (found["rows"], found["left"], len(fake.asked)) == (2, 0, 2)
+    assert run(tmp_path, Fake())["rows"] == 9
+
+
 def test_the_page_alone_runs_nothing(small: Study, tmp_path: Path) -> None:
     run(tmp_path, Fake(), seeds=1)
     (tmp_path / "results" / "small.html").unlink()
