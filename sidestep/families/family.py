@@ -4,7 +4,8 @@
 
 The base measure is 1 in every family here, so the normalised product of two densities has the sum of their natural
 parameters eta.  Those are one flat tensor (..., P D), as a linear layer gives it: the first parameter of every unit,
-then the second of every unit, and so on.  T(z) is laid out alike.
+then the second of every unit, and so on.  T(z) is laid out alike.  t(z) is that part of it which is told: all, but of a
+Gaussian z alone.
 
 Values are in nats, summed over units, and computed in float32 at least, whatever the inputs and autocast; nothing is
 written in place, so all of it runs under vmap.  Only `check` looks at values: it makes a device wait.
@@ -32,10 +33,10 @@ b / precision, and a Laplace's scale is 1 / precision: without a bound the first
 class Family(ABC):
     """A law of D independent units.  Final subclasses are frozen dataclasses."""
 
-    linear: ClassVar[bool] = False  # what is passed on is a linear function of a network's output
+    linear: ClassVar[bool] = False  # E[t(z)] is a linear function of a network's output
 
     def units(self, channels: int) -> int:
-        """How many units `passed_on` makes `channels` numbers of.  Raises UsageError where they do not divide so."""
+        """How many units tell `channels` numbers.  Raises UsageError where they do not divide so."""
         return channels
 
     @abstractmethod
@@ -91,29 +92,25 @@ class Family(ABC):
     def sample(self, natural: Tensor, generator: Generator) -> Tensor:
         """One z from every law.  Each family says which estimator of the gradient comes with it."""
 
-    def statistic(self, z: Tensor) -> Tensor:
-        """T(z), (..., P D)."""
+    def told(self, z: Tensor) -> Tensor:
+        """t(z), what read-outs and the next block get to know of z, (..., channels)."""
         return z
 
-    def passed_on(self, statistic: Tensor) -> Tensor:
-        """What a block gets to know of the latents before it, of T(z) or its mean: all of it, or the location alone."""
-        return statistic
-
-    def message_width(self, d: int) -> int:
-        """How many outputs `message` needs for d units."""
-        return self.width(d)
+    def mean_told(self, natural: Tensor) -> Tensor:
+        """E[t(z)], (..., channels)."""
+        return self.mean(natural)
 
     def message(self, raw: Tensor) -> Tensor:
-        """A network's outputs for every class as natural parameters (C, ..., P D) of the messages, centred over y.
+        """A network's outputs for every class, (C, ..., channels), as b_y of beta_y = exp(b_y . t(z)), centred over y.
 
-        What all classes have in common changes no read-out b_y . T(z), only KL(rho || alpha).  The products with any
+        What all classes have in common changes no read-out b_y . t(z), only KL(rho || alpha).  The products with any
         law of the family stay in the family, for every m.
         """
         raw = at_least_float32(raw)
         return raw - raw.mean(0)
 
     def less(self, own: Tensor, common: Tensor) -> Tensor:
-        """A label's message less what is expected of it, as far as products with it stay in the family, (B, P D)."""
+        """A label's message less what is expected of it, as far as products with it stay in the family."""
         return own - common
 
     def product(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
@@ -127,28 +124,35 @@ class Family(ABC):
             )
         return at_least_float32(a) + m * at_least_float32(b)
 
+    def tilted(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
+        """Natural parameters of the law proportional to alpha(z) exp(m b . t(z)).  Raises UsageError as `product`.
 
-def inner(statistic: Tensor, b: Tensor) -> Tensor:
-    """b_y . T(z) of every class over all positions, (..., C); T(z) or its mean: (..., S, P D), b: (C, S or 1, P D)."""
+        a: of alpha, (..., P D); b: of a message, (..., channels); broadcast against each other.
+        """
+        return self.product(a, b, m)
+
+
+def inner(told: Tensor, b: Tensor) -> Tensor:
+    """b_y . t(z) of every class over all positions, (..., C); t(z) or its mean: (..., S, D), b: (C, S or 1, D)."""
     if b.shape[1] == 1:
-        return statistic.sum(-2) @ b[:, 0].mT
-    return statistic.flatten(-2) @ b.flatten(1).mT
+        return told.sum(-2) @ b[:, 0].mT
+    return told.flatten(-2) @ b.flatten(1).mT
 
 
 def cross_entropy_bound(
     family: Family,
     r: Tensor,  # (..., S, P D)
-    b: Tensor,  # (C, S or 1, P D)
+    b: Tensor,  # (C, S or 1, channels)
     *,
     check: bool = True,
 ) -> Tensor:
-    """The price of every label y under the read-out q(y|z) = softmax_y(b_y . T(z)), where z has parameters r, (..., C).
+    """The price of every label y under the read-out q(y|z) = softmax_y(b_y . t(z)), where z has parameters r, (..., C).
 
-        log sum_y' exp(A(r + b_y') - A(r)) - b_y . E[T(z)]   >=   E[-log q(y|z)]
+        log sum_y' exp(A(r + b_y') - A(r)) - b_y . E[t(z)]   >=   E[-log q(y|z)]
 
     An upper bound, by Jensen's inequality: the logarithm stands outside the expectation.  With
-    A(r + b) - A(r) = KL(r || r + b) + b . E[T(z)], which is how it is computed, it is the cross-entropy of the logits
-    b . E[T(z)] but for the KLs beside them in the normaliser.  S positions, over which all is summed.  Takes memory for
+    A(r + b) - A(r) = KL(r || r + b) + b . E[t(z)], which is how it is computed, it is the cross-entropy of the logits
+    b . E[t(z)] but for the KLs beside them in the normaliser.  S positions, over which all is summed.  Takes memory for
     B C S P D numbers.
 
     check: raise UsageError where an r + b_y is outside the domain.  This makes a device wait and cannot run under vmap;
@@ -156,14 +160,15 @@ def cross_entropy_bound(
     """
     r, b = at_least_float32(r), at_least_float32(b)
     r_each = r[..., None, :, :]
+    tilted = family.tilted(r_each, b)
     if check:
         try:
-            family.check(r_each + b)
+            family.check(tilted)
         except UsageError as error:
             raise UsageError(f"a posterior times a class's message is no {type(family).__name__}: {error}") from None
     with torch.autocast(r.device.type, enabled=False):
-        logits = inner(family.mean(r), b)
-    return (logits + family.kl(r_each, r_each + b).sum(-1)).logsumexp(-1, keepdim=True) - logits
+        logits = inner(family.mean_told(r), b)
+    return (logits + family.kl(r_each, tilted).sum(-1)).logsumexp(-1, keepdim=True) - logits
 
 
 def at_least_float32(x: Tensor) -> Tensor:

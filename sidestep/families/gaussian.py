@@ -51,19 +51,14 @@ class Gaussian(Family):
     def mean_latent(self, natural: Tensor) -> Tensor:
         return mean_and_precision(natural)[0]
 
-    def statistic(self, z: Tensor) -> Tensor:
-        return torch.cat([z, -0.5 * z.square()], -1)
+    def mean_told(self, natural: Tensor) -> Tensor:
+        return mean_and_precision(natural)[0]
 
-    def passed_on(self, statistic: Tensor) -> Tensor:
-        return halves(statistic)[0]
-
-    def message_width(self, d: int) -> int:
-        return d
-
-    def message(self, raw: Tensor) -> Tensor:
-        """Of the location alone, precision 0: a read-out that is quadratic in z made training diverge.  raw: (C, D)."""
-        raw = at_least_float32(raw)
-        return torch.cat([raw - raw.mean(0), torch.zeros_like(raw)], -1)
+    def tilted(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
+        """A message is of the location alone: a read-out that is quadratic in z made training diverge.  b: (..., D)."""
+        potential, lam = halves(at_least_float32(a))
+        moved = self.product(potential, b, m)
+        return torch.cat([moved, lam.expand_as(moved)], -1)
 
     def entropy(self, natural: Tensor) -> Tensor:
         _, lam = mean_and_precision(natural)

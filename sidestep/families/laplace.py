@@ -60,7 +60,7 @@ class Laplace(Family):
         """0 for every law, so that the next block is told minus the scale, E[T(z)]."""
         return torch.zeros_like(at_least_float32(natural))
 
-    def statistic(self, z: Tensor) -> Tensor:
+    def told(self, z: Tensor) -> Tensor:
         return -z.abs()
 
     def message(self, raw: Tensor) -> Tensor:

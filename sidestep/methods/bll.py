@@ -4,13 +4,15 @@ Kappel et al., arXiv:2305.14974.
 
     a_k = natural(f_k(sg message(a_{k-1}))): alpha_k(z_k) = p(z_k | x), a law of an exponential family
     u_k = twin_k(sg u_{k+1}),  u_{K+1} = one-hot classes;   b_k(y) = say_k(u_k), centred over y: the messages beta_k
-    rho_k proportional to alpha_k beta_k^m, natural parameters a_k + m b_k(y)
-    p_k(y | z) = softmax_y(b_k(y) . T(z))                       linear read-out, or
+    rho_k proportional to alpha_k beta_k(y)^m
+    p_k(y | z) = softmax_y(b_k(y) . t(z))                       linear read-out, or
     p_k(y | z) = softmax_y(v_k(y) . g_k(z)),  v_k = embed_k(u_k)   lifted read-out
     F_k = w KL(rho_k || alpha_k) - E_rho[log p_k(y | z_k)]
 
-centre: in rho_k, b_k(y) is less what the block predicts, sum_y' p_k(y') b_k(y') at the mean of alpha_k, precisions as
-they are.  With a linear read-out that is the gradient of log p_k(y | z), and rho_k nearly the posterior.  Or it is less
+t(z): what a latent tells, its sufficient statistic T(z), but of a Gaussian z alone: beta_k(y) = exp(b_k(y) . t(z)).
+
+centre: in rho_k, b_k(y) is less what the block predicts, sum_y' p_k(y') b_k(y') at the mean of alpha_k; a Laplace's as
+it is.  With a linear read-out that is the gradient of log p_k(y | z), and rho_k nearly the posterior.  Or it is less
 the mean over classes alone.
 
 Block k learns f_k, twin_k and its read-outs from F_k; a_k's mean goes up, u_k goes down, both detached.  With w = 1 and
@@ -26,8 +28,8 @@ sampled, unless asked for otherwise.
 The prediction is made from alpha_K: by the twin's messages, at its mean or averaged over samples, or by the model's own
 classifier, trained beside F_K.
 
-B batch, C classes, K blocks, S positions of a block's latents, N natural parameters of one; `...` is B, or B, T where
-every token has a label, and latents of one position, of its own.
+B batch, C classes, K blocks, S positions of a block's latents, D channels, N natural parameters of a position; `...` is
+B, or B, T where every token has a label, and latents of one position, of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Seen(NamedTuple):
     cell: Cell
     said: Said
     a: Tensor  # natural parameters, (..., S, N)
-    mean: Tensor  # E[T(z)], (..., S, N)
+    told: Tensor  # E[t(z)], (..., S, D)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class BLL(Method):
         messages, weights = self.said(cell, twin)
         if not cell.training:
             a = latents(block.net(h))
-            passed = latents.passed_on(law.mean(a))
+            passed = latents.features(law.mean_told(a))
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
             return Emit(send=(passed,), logits=answer_of(latents, a, weights, lift, self.draws))
@@ -219,8 +221,8 @@ class BLL(Method):
         raw, linear = latents.raw(block.net(h)), [] if lift else [messages]
 
         def at_mean(raw: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-            mean = law.mean(law.to_natural(raw))
-            return law.passed_on(mean), *(inner(mean, w) for w in weights)
+            told = law.mean_told(law.to_natural(raw))
+            return told, *(inner(told, w) for w in weights)
 
         told, *logits = tiled(lambda: at_mean, [raw], linear)
         passed = latents.features(told)
@@ -239,7 +241,7 @@ class BLL(Method):
         return Emit(send=(send,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
 
     def own(self, cell: Cell, messages: Tensor, predict: Callable[[], Tensor]) -> Tensor:
-        """The message of every label, (..., S or 1, N), centred as `centre` says by the logits that `predict` gives.
+        """The message of every label, (..., S or 1, D), centred as `centre` says by the logits that `predict` gives.
 
         Of soft labels the mean message; numbers have one a sample already.
         """
@@ -256,7 +258,7 @@ class BLL(Method):
         """KL(rho || alpha), (...), and what a linear read-out makes of rho: logits, or in closed form prices, (..., C);
         what another one is to see, (..., S, D).  With bootstrapping also what the next block gets, (..., S, D).
         """
-        rho = law.product(a, own, m)
+        rho = law.tilted(a, own, m)
         fixed = rho.detach()
         far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
         by = fixed if self.detach == "both" else rho
@@ -264,9 +266,9 @@ class BLL(Method):
             seen = cross_entropy_bound(law, by, *weights, check=False)
         else:
             at_mean = self.likelihood == "plug-in" or (self.likelihood == "auto" and bool(weights))
-            statistic = law.mean(by) if at_mean else law.statistic(law.sample(by, random))
-            seen = inner(statistic, *weights) if weights else law.passed_on(statistic)
-        return (far, seen, law.passed_on(law.mean(fixed))) if self.bootstrap else (far, seen)
+            told = law.mean_told(by) if at_mean else law.told(law.sample(by, random))
+            seen = inner(told, *weights) if weights else told
+        return (far, seen, law.mean_told(fixed)) if self.bootstrap else (far, seen)
 
     def said(self, cell: Cell, twin: Twin) -> Said:
         """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""
@@ -298,18 +300,18 @@ class BLL(Method):
 
     def rho(self, seen: Seen) -> Tensor:
         """Natural parameters (..., S, N) of rho_k."""
-        cell, (messages, weights), a, mean = seen
+        cell, (messages, weights), a, told = seen
         latents, _, lift = parts(cell.block)
         assert messages is not None
-        own = self.own(cell, messages, lambda: read(latents, mean, weights, lift))
-        return latents.family.product(a, own, self.mixed(cell))
+        own = self.own(cell, messages, lambda: read(latents, told, weights, lift))
+        return latents.family.tilted(a, own, self.mixed(cell))
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
         """Of every block, on samples whose latents are alpha's, as at inference:
 
         bound, gap: F_k with w = 1 by sampling, and how far above -log E_alpha[p_k(y | z_k)] it is at least, in nats a
         label or number.
-        angle: degrees between b_k(y) and the mean gradient of logit_y by E[T(z_k)].  The twin neither reads nor copies
+        angle: degrees between b_k(y) and the mean gradient of logit_y by E[t(z_k)].  The twin neither reads nor copies
         the weights through which z_k reaches the network's answer (no weight transport).  None at the last block where
         its messages are those weights by construction.
         weight_angle: degrees between the weights of twin mirror and the next block's, transposed.
@@ -317,7 +319,7 @@ class BLL(Method):
         with torch.enable_grad():
             seen = self.seen(chain, batch, task)
             of_classes = isinstance(task, Classification)
-            gradients = gradients_of(self.answer(seen), [s.mean for s in seen]) if of_classes else []
+            gradients = gradients_of(self.answer(seen), [s.told for s in seen]) if of_classes else []
         bounds = [self.bound(s) for s in seen]
         found: dict[str, Sequence[float | None]] = {
             "bound": [bound / numbers(task) for bound, _ in bounds],
@@ -342,19 +344,19 @@ class BLL(Method):
         for cell in cells:
             latents, twin, _ = parts(cell.block)
             a = latents(cell.block.net(h))
-            mean = latents.family.mean(a)
-            h = latents.passed_on(mean)
-            found.append(Seen(cell, self.said(cell, twin), a, mean))
+            told = latents.family.mean_told(a)
+            h = latents.features(told)
+            found.append(Seen(cell, self.said(cell, twin), a, told))
         return found
 
     def answer(self, seen: Sequence[Seen]) -> Tensor:
         """The network's, from the mean of alpha_K."""
-        cell, (_, weights), _, mean = seen[-1]
+        cell, (_, weights), _, told = seen[-1]
         latents, _, lift = parts(cell.block)
         extras = cell.block.extras
         if "classifier" in extras:
-            return extras["classifier"](latents.passed_on(mean))
-        return read(latents, mean, weights, lift)
+            return extras["classifier"](latents.features(told))
+        return read(latents, told, weights, lift)
 
     @torch.no_grad()
     def bound(self, seen: Seen) -> tuple[float, float]:
@@ -362,17 +364,15 @@ class BLL(Method):
         cell, (_, weights), a, _ = seen
         latents, _, lift = parts(cell.block)
 
-        def price(statistic: Tensor) -> Tensor:
-            return surprise(cell, read(latents, statistic, weights, lift))
+        def price(told: Tensor) -> Tensor:
+            return surprise(cell, read(latents, told, weights, lift))
 
         return bound_and_gap(latents.family, a, self.rho(seen), price, cell.generator())
 
     def angle(self, seen: Seen, gradient: Tensor) -> float | None:
         block, (messages, _) = seen.cell.block, seen.said
-        latents, _, lift = parts(block)
-        given = block.is_last and lift is None and "classifier" not in block.extras
-        told = latents.family.passed_on
-        return None if given or messages is None else feedback_angle(told(messages), told(gradient))
+        given = block.is_last and parts(block)[2] is None and "classifier" not in block.extras
+        return None if given or messages is None else feedback_angle(messages, gradient)
 
     def export(self, chain: Chain) -> nn.Module:
         """x -> logits from the mean of alpha_K, the twin's last weights baked in; or the model's own classifier."""
@@ -410,7 +410,7 @@ def surprise(cell: Cell, answer: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 def mixture(shares: Tensor, messages: Tensor) -> Tensor:
-    """The mean message under shares (..., C) of the classes' ones (C, S or 1, N): (..., S or 1, N)."""
+    """The mean message under shares (..., C) of the classes' ones (C, S or 1, D): (..., S or 1, D)."""
     return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
 
 

@@ -27,12 +27,12 @@ def bound_and_gap(
     their negative logarithms is the bound, the negative logarithm of their mean at least the truth in expectation
     (Burda et al., arXiv:1509.00519, theorem 1).  So the gap is measured from below, and is never negative.
 
-    a, rho: natural parameters (..., S, N); price: T(z), (..., S, N), to -log p(y|z), (...).
+    a, rho: natural parameters (..., S, N); price: t(z), (..., S, D), to -log p(y|z), (...).
     """
     logs: list[Tensor] = []
     for _ in range(DRAWS):
         z = law.sample(rho, generator)
-        logs.append((law.log_prob(z, a) - law.log_prob(z, rho)).sum(-1) - price(law.statistic(z)))
+        logs.append((law.log_prob(z, a) - law.log_prob(z, rho)).sum(-1) - price(law.told(z)))
     weights = torch.stack(logs)
     bound = -weights.mean(0)
     likelihood = weights.logsumexp(0) - math.log(DRAWS)
@@ -40,7 +40,7 @@ def bound_and_gap(
 
 
 def feedback_angle(messages: Tensor, gradients: Tensor) -> float:
-    """Degrees between b_k(y), (C, S or 1, N), and the gradients of the network's logits by E[T(z_k)], (C, S, N).
+    """Degrees between b_k(y), (C, S or 1, D), and the gradients of the network's logits by E[t(z_k)], (C, S, D).
 
     Both less their means over classes.  At 90 degrees what is fed back knows nothing of the weights ahead.
     """
@@ -67,10 +67,10 @@ def layers(module: nn.Module) -> list[Tensor]:
     return [m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
-def gradients_of(logits: Tensor, means: Sequence[Tensor]) -> list[Tensor]:
-    """Of every class's mean logit, of (..., C), by every block's E[T(z)], (..., S, N): (C, S, N) a block."""
+def gradients_of(logits: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
+    """Of every class's mean logit, of (..., C), by every block's E[t(z)], (..., S, D): (C, S, D) a block."""
     sums = logits.flatten(0, -2).mean(0)
-    found = zip(*(torch.autograd.grad(s, means, retain_graph=True) for s in sums), strict=True)
+    found = zip(*(torch.autograd.grad(s, told, retain_graph=True) for s in sums), strict=True)
     return [torch.stack([g.flatten(0, -3).sum(0) for g in each]) for each in found]
 
 

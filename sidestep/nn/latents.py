@@ -1,7 +1,7 @@
 """A block's features as the law of latents: natural parameters out of a block, what the next one gets to know.
 
-B batch, D units of a position, S positions, P natural parameters of a unit, N = P D of a position.  Natural parameters
-are (B, S, N): a vector has one position.  Where every token has a label of its own, tokens are no positions of one
+B batch, D channels, S positions, N natural parameters of a position.  Natural parameters are (B, S, N), what they tell
+(B, S, D); a vector has one position.  Where every token has a label of its own, tokens are no positions of one
 sample but samples of one position: (B, T, 1, N).  `...` is B, or B, T.
 """
 
@@ -62,8 +62,7 @@ class Latents(nn.Module):
         self.tokens = len(shape) == 2
         self.channels = shape[-1] if self.tokens else shape[0]
         self.positions = 1 if per_token else shape.numel() // self.channels
-        units = family.units(self.channels)
-        self.width, self.message_width = family.width(units), family.message_width(units)  # N, and what a message needs
+        self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
             spatial = len(shape) == 3
@@ -78,12 +77,8 @@ class Latents(nn.Module):
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
         return self.family.to_natural(self.raw(h))
 
-    def passed_on(self, statistic: Tensor) -> Tensor:
-        """T(z) or its mean, (..., S, N), as the next block's input, (B, *shape)."""
-        return self.features(self.family.passed_on(statistic))
-
     def features(self, told: Tensor) -> Tensor:
-        """What the family passes on, (..., S, D), as features (B, *shape)."""
+        """t(z) or its mean, (..., S, D), as the next block's input, (B, *shape)."""
         if len(self.shape) == 3:
             return told.unflatten(1, self.shape[1:]).permute(0, 3, 1, 2)
         return told.squeeze(-2) if self.per_token or not self.tokens else told
@@ -117,7 +112,7 @@ class Passed(nn.Module):
         self.latents = latents
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.latents.passed_on(self.latents.family.mean(self.latents(h)))
+        return self.latents.features(self.latents.family.mean_told(self.latents(h)))
 
 
 def answer_of(
@@ -130,9 +125,9 @@ def answer_of(
     """
     family = latents.family
     if not draws:
-        return read(latents, family.mean(natural), weights, lift)
+        return read(latents, family.mean_told(natural), weights, lift)
     random = torch.Generator(natural.device).manual_seed(0)
-    read_off = [read(latents, family.statistic(family.sample(natural, random)), weights, lift) for _ in range(draws)]
+    read_off = [read(latents, family.told(family.sample(natural, random)), weights, lift) for _ in range(draws)]
     each = at_least_float32(torch.stack(read_off))
     if weights is not None:
         return each.log_softmax(-1).logsumexp(0) - math.log(draws)
@@ -141,17 +136,17 @@ def answer_of(
     return torch.cat([means.mean(0), -variance.log()], 1)
 
 
-def read(latents: Latents, statistic: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
-    """log p(y | z) of every class up to a constant, (..., C), of T(z) or its mean, (..., S, N).
+def read(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
+    """log p(y | z) of every class up to a constant, (..., C), of t(z) or its mean, (..., S, D).
 
-    Linear in it, weights being (C, S, N), or (C, 1, N) where they are the same at all positions; or in a learned map of
-    what is passed on, weights being (C, L).  Without weights the map's own output is the answer, as for targets that
+    Linear in it, weights being (C, S, D), or (C, 1, D) where they are the same at all positions; or in a learned map of
+    it, weights being (C, L).  Without weights the map's own output is the answer, as for targets that
     are no classes.
     """
     if lift is None:
         assert weights is not None
-        return inner(statistic, weights)
-    return lifted(lift(latents.passed_on(statistic)), weights)
+        return inner(told, weights)
+    return lifted(lift(latents.features(told)), weights)
 
 
 def lifted(found: Tensor, weights: Tensor | None) -> Tensor:

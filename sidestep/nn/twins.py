@@ -4,7 +4,7 @@ Twin block k makes its state of the state of k + 1, which reaches it detached; f
 b_k(y), one for every class, and, for a lifted read-out, an embedding of every class.  Where targets are numbers, it
 runs on those of the batch: C is then how many samples there are.
 
-C classes, W width of a state, S positions of a block's features, N natural parameters of one.
+C classes, W width of a state, S positions of a block's features, D channels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Twin(nn.Module):
         return self.step(state)
 
     def messages(self, state: Tensor) -> Tensor:
-        """b_k(y) of every class, natural parameters (C, S, N) centred over classes; (C, 1, N) of all positions alike.
+        """b_k(y) of every class, (C, S, D) centred over classes; (C, 1, D) of all positions alike.
 
         Shared out over the positions: a read-out is a mean over them, as that of a classifier behind a pool is.
         """
@@ -82,7 +82,7 @@ def twins(
         mirrored = own.shape[-1:] if own.per_token else own.shape
         shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
         step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
-        say = pointwise(shape, own.message_width)
+        say = pointwise(shape, own.channels)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
         made.append(Twin(step, say, own, targets if one_hot else 0, embed))
         with torch.no_grad():
@@ -90,7 +90,7 @@ def twins(
             # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow
             # state may be 0 for all classes.
             if (spread := say(state).std(0).mean()) > 0:
-                say.weight /= own.message_width**0.5 * spread
+                say.weight /= own.channels**0.5 * spread
     return made[::-1]
 
 

@@ -64,6 +64,22 @@ def statistics(family: Family, z: Tensor) -> Tensor:
             return z
 
 
+def told(family: Family, z: Tensor) -> Tensor:
+    """t(z), written a second time."""
+    return -z.abs() if isinstance(family, Laplace) else z
+
+
+def channels(family: Family, d: int = D) -> int:
+    """How many numbers d units tell."""
+    return STATES * d if isinstance(family, Categorical) else d
+
+
+def said(family: Family, raw: Tensor) -> Tensor:
+    """Numbers as messages with which products stay in the family, (C, channels); raw: (C, P D)."""
+    units = raw.shape[1] // family.width(1)
+    return family.to_natural(raw) if isinstance(family, Laplace) else raw[:, : channels(family, units)]
+
+
 def torch_law(family: Family, natural: Tensor) -> td.Distribution:
     """The same law in torch.distributions, the units an event."""
     match family:

@@ -17,7 +17,6 @@ from sidestep.families import FAMILIES as TABLE
 from sidestep.families import family_class
 from sidestep.families.categorical import Categorical
 from sidestep.families.family import Family, cross_entropy_bound, inner
-from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 
 from .laws import (
@@ -28,10 +27,13 @@ from .laws import (
     NAMES,
     D,
     by_unit,
+    channels,
     grid,
     natural_at,
     raws,
+    said,
     statistics,
+    told,
     torch_law,
 )
 
@@ -49,7 +51,7 @@ def quantity(family: Family, name: str, p: Tensor, q: Tensor, z: Tensor) -> Tens
         case "log_prob":
             return family.log_prob(z, p)
         case "cross_entropy_bound":
-            return cross_entropy_bound(family, p[..., None, :], q[:, None], check=False)
+            return cross_entropy_bound(family, p[..., None, :], said(family, q)[:, None], check=False)
         case _:
             return getattr(family, name)(p)
 
@@ -135,10 +137,12 @@ def test_the_product_of_messages_is_the_normalised_product_of_densities(
 @every_family
 @given(data=st.data())
 @few
-def test_the_statistics_of_a_sample_are_those_of_the_law(family: Family, data: st.DataObject) -> None:
-    z = some_z(family, family.to_natural(data.draw(raws(family))))
-    assert family.statistic(z).equal(statistics(family, z))
-    assert family.passed_on(family.statistic(z)).shape == (len(z), family.width(D) // (1 + family.linear))
+def test_what_a_sample_tells_is_told_by_its_mean_in_as_many_numbers(family: Family, data: st.DataObject) -> None:
+    p = family.to_natural(data.draw(raws(family)))
+    z = some_z(family, p)
+    assert family.told(z).equal(told(family, z))
+    assert family.told(z).shape == family.mean_told(p).shape == (len(z), channels(family))
+    assert family.mean_told(p).allclose(family.mean(p)[:, : channels(family)])
 
 
 @every_family
@@ -147,10 +151,10 @@ def test_the_statistics_of_a_sample_are_those_of_the_law(family: Family, data: s
 def test_a_message_times_any_law_is_a_law_for_every_m(family: Family, data: st.DataObject, m: float) -> None:
     """Even of outputs whose softplus underflows or is linear."""
     a = family.to_natural(data.draw(raws(family, bound=30)))
-    b = family.message(data.draw(raws(family, rows=4, bound=1000))[:, : family.message_width(D)])
-    family.check(b, zero=True)
+    b = family.message(data.draw(raws(family, rows=4, bound=1000))[:, : channels(family)])
+    assert b.isfinite().all()
     for message in b:
-        family.check(family.product(a, message, m))
+        family.check(family.tilted(a, message, m))
 
 
 @every_family
@@ -159,26 +163,24 @@ def test_a_message_times_any_law_is_a_law_for_every_m(family: Family, data: st.D
 def test_what_a_message_leaves_out_is_common_to_all_classes_and_changes_no_read_out(
     family: Family, data: st.DataObject
 ) -> None:
-    raw = data.draw(raws(family, rows=4))[:, : family.message_width(D)]
+    raw = data.draw(raws(family, rows=4))[:, : channels(family)]
     message = family.message(raw)
     whole = F.softplus(raw) if isinstance(family, Laplace) else raw  # precisions
-    if isinstance(family, Gaussian):
-        whole = torch.cat([raw, torch.zeros_like(raw)], -1)
     torch.testing.assert_close(message - message[0], whole - whole[0], **CLOSE)
-    t = statistics(family, some_z(family, family.to_natural(data.draw(raws(family)))))
+    t = told(family, some_z(family, family.to_natural(data.draw(raws(family)))))
     read, other = ((t @ b.mT).softmax(-1) for b in (message, whole))
     torch.testing.assert_close(read, other, rtol=1e-8, atol=1e-8)  # logits up to 1e3 times those digits
 
 
 @every_family
 def test_the_gradient_of_a_message_is_that_of_finite_differences(family: Family) -> None:
-    raw = torch.linspace(-3, 3, 4 * family.message_width(D), dtype=torch.double).reshape(4, -1)
+    raw = torch.linspace(-3, 3, 4 * channels(family), dtype=torch.double).reshape(4, -1)
     assert gradcheck(family.message, (raw.requires_grad_(),))
 
 
 @every_family
 def test_messages_are_at_least_float32(family: Family) -> None:
-    raw = torch.linspace(-3, 3, 4 * family.message_width(D), dtype=torch.double).reshape(4, -1)
+    raw = torch.linspace(-3, 3, 4 * channels(family), dtype=torch.double).reshape(4, -1)
     assert family.message(raw).dtype == torch.double
     half = raw.bfloat16()
     assert family.message(half).equal(family.message(half.float()))
@@ -338,9 +340,9 @@ def test_the_read_outs_price_is_its_sum_over_all_states_and_bounds_the_expectati
 @given(data=st.data())
 @few
 def test_the_read_outs_price_is_its_integral(family: Family, data: st.DataObject) -> None:
-    r, b = (family.to_natural(data.draw(raws(family, rows=n, d=1))) for n in (1, 3))
+    r, b = family.to_natural(data.draw(raws(family, d=1, rows=1))), said(family, data.draw(raws(family, d=1, rows=3)))
     over = grid(family)
-    logits = statistics(family, over.z) @ b.mT  # (points, C)
+    logits = told(family, over.z) @ b.mT  # (points, C)
     log_p = family.log_prob(over.z, r)
     normaliser = over.log_integral((log_p[:, None] + logits).logsumexp(-1))
     outside = normaliser - over.expectation(log_p, logits)
@@ -353,8 +355,8 @@ def test_the_read_outs_price_is_its_integral(family: Family, data: st.DataObject
 @every_family
 def test_equal_messages_for_all_classes_price_each_at_log_c_and_their_own_kl(family: Family) -> None:
     """log C + A(r + b) - A(r) - b . E[T] = log C + KL(r || r + b): the bound's gap for a read-out that says nothing."""
-    r, b = natural_at(family, 1), natural_at(family, 2, rows=1)
-    expected = torch.tensor(5.0).double().log() + family.kl(r, r + b)
+    r, b = natural_at(family, 1), natural_at(family, 2, rows=1)[:, : channels(family)]
+    expected = torch.tensor(5.0).double().log() + family.kl(r, family.tilted(r, b))
     price = cross_entropy_bound(family, r[:, None], b[:, None].expand(5, -1, -1))
     torch.testing.assert_close(price, expected[:, None].expand(-1, 5), **CLOSE)
 
@@ -365,13 +367,12 @@ def test_equal_messages_for_all_classes_price_each_at_log_c_and_their_own_kl(fam
 def test_over_positions_a_read_out_sums_what_it_says_of_each(family: Family, data: st.DataObject) -> None:
     """Three positions with messages of their own, or with one for all; the KLs in the price add up alike."""
     r = family.to_natural(torch.stack([data.draw(raws(family)) for _ in range(3)], 1))  # (B, S, P D)
-    b = torch.stack(
-        [family.message(data.draw(raws(family, rows=4))[:, : family.message_width(D)]) for _ in range(3)], 1
-    )
+    raw = torch.stack([data.draw(raws(family, rows=4))[:, : channels(family)] for _ in range(3)], 1)
+    b = family.message(raw)  # (C, S, channels)
     for own in (b, b[:, :1]):
         each = own.expand(-1, 3, -1)
-        logits = torch.einsum("bsn,csn->bc", family.mean(r), each)
-        torch.testing.assert_close(inner(family.mean(r), own), logits, **CLOSE)
-        far = torch.stack([family.kl(r, r + one).sum(1) for one in each], 1)  # (B, C)
+        logits = torch.einsum("bsn,csn->bc", family.mean_told(r), each)
+        torch.testing.assert_close(inner(family.mean_told(r), own), logits, **CLOSE)
+        far = torch.stack([family.kl(r, family.tilted(r, one)).sum(1) for one in each], 1)  # (B, C)
         price = (logits + far).logsumexp(1, keepdim=True) - logits
         torch.testing.assert_close(cross_entropy_bound(family, r, own), price, **CLOSE)

@@ -33,13 +33,13 @@ def test_flat_parameters_hold_the_first_of_every_unit_first() -> None:
     torch.testing.assert_close(Categorical(states=2).mean(categorical), expected)
 
 
-def test_statistics_and_what_is_passed_on_of_them_by_hand() -> None:
+def test_what_latents_tell_by_hand() -> None:
     z = torch.tensor([2.0, -3.0])
-    assert Gaussian().statistic(z).tolist() == [2.0, -3.0, -2.0, -4.5]
-    assert Laplace().statistic(z).tolist() == [-2.0, -3.0]
-    assert Gaussian().passed_on(Gaussian().statistic(z)).tolist() == [2.0, -3.0]
-    for family in (Bernoulli(), Laplace(), Categorical()):
-        assert family.statistic(-z.abs()).tolist() == family.passed_on(-z.abs()).tolist() == [-2.0, -3.0]
+    assert Laplace().told(z).tolist() == [-2.0, -3.0]
+    for family in (Gaussian(), Bernoulli(), Categorical()):
+        assert family.told(z).tolist() == [2.0, -3.0]
+    assert Gaussian().mean_told(torch.tensor([6.0, -2.0, 3.0, 4.0])).tolist() == [2.0, -0.5]
+    assert Laplace().mean_told(torch.tensor([2.0])).tolist() == [-0.5]
 
 
 def test_messages_by_hand() -> None:
@@ -51,10 +51,16 @@ def test_messages_by_hand() -> None:
     assert Bernoulli().message(potentials).equal(centred)
     assert Categorical(states=2).message(potentials).equal(centred)
     torch.testing.assert_close(Laplace().message(free), precision)
-    assert Gaussian().message(potentials).equal(torch.cat([centred, torch.zeros(2, 2)], -1))
+    assert Gaussian().message(potentials).equal(centred)
 
 
-def test_the_channels_that_units_are_passed_on_in() -> None:
+def test_a_message_tilts_a_gaussians_location_and_leaves_its_precision() -> None:
+    """A mean of 3 and precision 2, and b = 4 to the power of a half: mean 3 + 2 / 2."""
+    rho = Gaussian().tilted(torch.tensor([6.0, 2.0]), torch.tensor([4.0]), 0.5)
+    assert rho.tolist() == [8.0, 2.0] and Gaussian().mean_told(rho).tolist() == [4.0]
+
+
+def test_the_channels_that_units_tell() -> None:
     """All a categorical's probabilities, one number of every other law's unit."""
     assert [family.units(12) for family in (Bernoulli(), Gaussian(), Laplace(), Categorical(3))] == [12, 12, 12, 4]
     with pytest.raises(
@@ -136,11 +142,13 @@ def test_a_message_may_have_precision_0_and_then_changes_nothing() -> None:
         (Gaussian(), torch.zeros(1, 2), torch.tensor([[1.0, 2.0]])),
         (Laplace(), torch.zeros(1, 1), torch.tensor([[2.0]])),
     ):
+        nothing = torch.zeros(3, 1, 1)
         family.check(message, zero=True)
         with pytest.raises(UsageError, match=r"got a precision of 0 .* expected above 0"):
             family.check(message)
         assert family.product(a, message).equal(a)
-        price = cross_entropy_bound(family, a[:, None], message.expand(3, 1, -1))
+        assert family.tilted(a, nothing[0]).equal(a)
+        price = cross_entropy_bound(family, a[:, None], nothing)
         torch.testing.assert_close(price, torch.full((1, 3), math.log(3)))
 
 
@@ -176,10 +184,10 @@ def test_dividing_by_a_message_is_refused(m: float) -> None:
 
 
 def test_a_class_message_that_leaves_the_domain_is_refused() -> None:
-    r, b = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.5], [0.0, -1.5]])
-    text = "a posterior times a class's message is no Gaussian: got a precision of -0.5 for Gaussian"
+    r, b = torch.tensor([[1.0]]), torch.tensor([[0.5], [-1.5]])
+    text = "a posterior times a class's message is no Laplace: got a precision of -0.5 for Laplace"
     with pytest.raises(UsageError, match=text):
-        cross_entropy_bound(Gaussian(), r[:, None], b[:, None])
+        cross_entropy_bound(Laplace(), r[:, None], b[:, None])
 
 
 def test_a_laplace_with_a_location_is_refused_with_the_reason() -> None:

@@ -34,7 +34,7 @@ from sidestep.nn.latents import Latents, by_position
 from sidestep.nn.twins import Twin, twins
 from tests import naive
 from tests.conftest import CLASSES, engine_for, sgd, small_net, some_batch
-from tests.families.laws import STATES, grid, statistics
+from tests.families.laws import STATES, channels, grid, statistics, told
 
 
 @pytest.fixture
@@ -221,11 +221,12 @@ def test_a_blocks_loss_reaches_its_own_network_and_twin_and_nothing_of_the_other
 # ---- the bound
 
 
-def latents_of(law: Family, units: int) -> tuple[Tensor, Tensor]:
-    """T(z) at every value of `units` units, (points, N), and the logarithms of the weights in a sum over them."""
+def latents_of(law: Family, units: int) -> tuple[Tensor, Tensor, Tensor]:
+    """T(z), (points, N), and t(z), (points, D), at every value of `units` units, and log weights in a sum over them."""
     over = grid(law)
     index = torch.cartesian_prod(*[torch.arange(len(over.z))] * units).reshape(-1, units)
-    return statistics(law, over.z[index].mT.flatten(1)), over.log_weight[index].sum(-1)
+    z = over.z[index].mT.flatten(1)
+    return statistics(law, z), told(law, z), over.log_weight[index].sum(-1)
 
 
 def cell_of(method: BLL, units: int, y: Tensor, key: int = 0) -> Cell:
@@ -259,14 +260,14 @@ def test_in_closed_form_and_in_expectation_the_objective_bounds_the_read_outs_li
     tightest = math.inf
     for i in range(1000 // SAMPLES):
         units = {"bernoulli": 1 + i % 6, "categorical": 1 + i % 3}.get(name, 1)
-        t, log_weight = latents_of(law, units)
+        t, known, log_weight = latents_of(law, units)
         width = law.width(units)
         raw = 3 * (2 * torch.rand(SAMPLES + CLASSES, width, generator=g, dtype=torch.double) - 1)
-        a, b = law.to_natural(raw[:SAMPLES]), law.message(raw[SAMPLES:, : law.message_width(units)])
+        a, b = law.to_natural(raw[:SAMPLES]), law.message(raw[SAMPLES:, : channels(law, units)])
         y = torch.randint(CLASSES, (SAMPLES,), generator=g)
         m = [0.0, 1.0, torch.rand((), generator=g).item()][min(i, 2)]
-        rho = law.product(a, b[y], m)
-        log_p = (t @ b.mT).log_softmax(-1).mT[y]  # (B, points), of the label
+        rho = law.tilted(a, b[y], m)
+        log_p = (known @ b.mT).log_softmax(-1).mT[y]  # (B, points), of the label
         log_alpha, log_rho = (
             (r @ t.mT) - law.log_partition(r)[:, None] + log_weight for r in (a, rho)
         )  # exp(eta . T - A), with the weight of the point
@@ -346,9 +347,9 @@ def test_over_a_chain_of_latents_the_marginal_objectives_bound_the_likelihood_an
         told1 = (log_next + told2).logsumexp(-1)  # log p(y | z_1)
         likelihood = -(log_p2 + told2).logsumexp(0)
         marginal: list[Tensor] = []
-        for log_alpha, told, message in ((log_p1, told1, z1 @ b1[0]), (log_p2, told2, z2 @ b2[0])):
+        for log_alpha, log_p, message in ((log_p1, told1, z1 @ b1[0]), (log_p2, told2, z2 @ b2[0])):
             log_rho = (log_alpha + m * message).log_softmax(0)
-            marginal.append((log_rho.exp() * (log_rho - log_alpha - told)).sum())
+            marginal.append((log_rho.exp() * (log_rho - log_alpha - log_p)).sum())
         assert all(one >= likelihood - 1e-9 for one in marginal)  # rounding
         local = [
             objective(method, cell_of(method, 3, y), a1, b1, m),
@@ -397,14 +398,14 @@ def test_to_first_order_in_m_a_centred_message_teaches_what_the_local_cross_entr
     law, g = method.law(), torch.Generator().manual_seed(0)
     width = law.width(2)
     a = law.to_natural(torch.randn(8, width, generator=g, dtype=torch.double)).requires_grad_()
-    b = law.message(torch.randn(CLASSES, law.message_width(2), generator=g, dtype=torch.double))
+    b = law.message(torch.randn(CLASSES, channels(law, 2), generator=g, dtype=torch.double))
     y = torch.randint(CLASSES, (8,), generator=g)
-    log_p = (law.mean(a) @ b.mT).log_softmax(-1)
+    log_p = (law.mean_told(a) @ b.mT).log_softmax(-1)
     (local,) = torch.autograd.grad(-log_p[torch.arange(8), y].sum(), a, retain_graph=True)
     message = (b[y] - log_p.exp() @ b).detach()
 
     def remainder(m: float) -> float:
-        (gradient,) = torch.autograd.grad(law.kl(law.product(a, message, m).detach(), a).sum(), a)
+        (gradient,) = torch.autograd.grad(law.kl(law.tilted(a, message, m).detach(), a).sum(), a)
         return (gradient - m * local).norm().item()
 
     ratios = [remainder(m) / remainder(m / 2) for m in (2e-3, 1e-3)]
@@ -556,12 +557,12 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     x, y = some_batch()
     law = method.law()
     engine.step((x, y))
-    rho = law.product(raw[0], said[0][y], 0.5)
-    expected = [latents.passed_on(law.mean(natural)) for natural in (raw[0], rho)]
+    rho = law.tilted(raw[0], said[0][y], 0.5)
+    expected = [latents.features(law.mean_told(natural)) for natural in (raw[0], rho)]
     torch.testing.assert_close(got[0], expected[bootstrap])
     assert not torch.allclose(expected[0], expected[1])
     engine.predict(x)
-    torch.testing.assert_close(got[1], latents.passed_on(law.mean(raw[1])))
+    torch.testing.assert_close(got[1], latents.features(law.mean_told(raw[1])))
 
 
 @pytest.mark.usefixtures("double")

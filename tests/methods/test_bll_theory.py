@@ -44,7 +44,7 @@ def test_angles_are_those_to_the_networks_own_jacobian() -> None:
 
     def answer(z: Tensor) -> Tensor:
         """Mean logits of what the first block's means are, (B, 6)."""
-        h = second.net(latents[0].passed_on(z[:, None])).sigmoid()
+        h = second.net(latents[0].features(z[:, None])).sigmoid()
         return (last.net(h).sigmoid() @ own.messages(own(torch.eye(CLASSES)))[:, 0].mT).mean(0)
 
     jacobian = torch.autograd.functional.jacobian(answer, first.net(x).sigmoid()).sum(1)  # (C, 6)
@@ -164,14 +164,14 @@ def test_at_m_of_0_the_bound_is_the_expected_price_under_alpha(family: Any) -> N
         h = x
         for before in engine.chain.blocks[:k]:
             own = parts(before)[0]
-            h = own.passed_on(own.family.mean(own(before.net(h))))
+            h = own.features(own.family.mean_told(own(before.net(h))))
         a, random = latents(block.net(h)), generator(9)
         state = torch.eye(CLASSES)
         for behind in reversed(engine.chain.blocks[k:]):
             state = parts(behind)[1](state)
         y = torch.arange(len(x)) % CLASSES
         drawn = [
-            F.cross_entropy(inner(latents.family.statistic(latents.family.sample(a, random)), twin.messages(state)), y)
+            F.cross_entropy(inner(latents.family.told(latents.family.sample(a, random)), twin.messages(state)), y)
             for _ in range(400)
         ]
         mean, spread = torch.stack(drawn).mean().item(), torch.stack(drawn).std().item()

@@ -80,7 +80,7 @@ def test_features_are_natural_parameters_and_their_means_features_again(
     latents = of(Bernoulli(), *shape)
     assert (latents.width, latents.positions) == (2, len(rows))
     assert torch.equal(latents(h), natural)
-    assert torch.equal(latents.passed_on(natural), h)
+    assert torch.equal(latents.features(natural), h)
     assert torch.equal(Passed(latents)(h), h.sigmoid())
 
 
@@ -89,7 +89,7 @@ def test_maps_whose_channels_come_last_in_memory_are_not_copied() -> None:
     h = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)
     natural = by_position(h)
     assert natural.data_ptr() == h.data_ptr() and torch.equal(natural[1, 4 * 2 + 3], h[1, :, 2, 3])
-    again = of(Bernoulli(), 4, 4, 4).passed_on(natural)
+    again = of(Bernoulli(), 4, 4, 4).features(natural)
     assert again.data_ptr() == h.data_ptr() and again.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -97,7 +97,7 @@ def test_tokens_with_labels_of_their_own_are_samples_of_one_position() -> None:
     latents = Latents(Bernoulli(), torch.Size([3, 2]), mapped=False, per_token=True)
     h = torch.randn(4, 3, 2)
     assert latents.positions == 1 and torch.equal(latents(h), h[:, :, None])
-    assert torch.equal(latents.passed_on(h[:, :, None]), h)
+    assert torch.equal(latents.features(h[:, :, None]), h)
 
 
 @every_layout
