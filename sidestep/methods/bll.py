@@ -224,7 +224,7 @@ class BLL(Method):
             told = law.mean_told(law.to_natural(raw))
             return told, *(inner(told, w) for w in weights)
 
-        told, *logits = tiled(lambda: at_mean, [raw], linear)
+        told, *logits = tiled(lambda: at_mean, [raw], linear if self.centre == "prediction" else [])
         passed = latents.features(told)
         own = self.own(cell, messages, lambda: logits[0] if lift is None else lifted(lift(passed), weights))
 
