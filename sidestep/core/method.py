@@ -57,10 +57,11 @@ class Method(ABC):
         return {}
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
-        """What this method's theory speaks of, measured on a few samples after every epoch: name -> a value a block.
+        """What of this method's theory cannot be read off its answers, on a few samples: name -> a value a block.
 
-        None for a block that has none.  Empty where there is no such theory.  batch: with targets, and with how much of
-        the run is done; the chain's modules are in evaluation mode.
+        Asked for after every epoch, so it may wait for the device.  None for a block that has none.  Empty where there
+        is no such theory.  batch: with targets, and with how much of the run is done; the chain's modules are in
+        evaluation mode.
         """
         return {}
 

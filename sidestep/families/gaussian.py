@@ -52,7 +52,7 @@ class Gaussian(Family):
         return mean_and_precision(natural)[0]
 
     def mean_told(self, natural: Tensor) -> Tensor:
-        return mean_and_precision(natural)[0]
+        return self.mean_latent(natural)
 
     def tilted(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
         """A message is of the location alone: a read-out that is quadratic in z made training diverge.  b: (..., D)."""

@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -46,36 +46,24 @@ from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
-from sidestep.core.keys import key
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
-from sidestep.families.family import LEAST, Family, at_least_float32, cross_entropy_bound, inner
+from sidestep.families.family import LEAST, Family, cross_entropy_bound, inner
 from sidestep.nn.heads import HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifted, lifting, opened, read
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifted, lifting, opened
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.tiles import Rows, tiled
 from sidestep.nn.twins import Twin, TwinKind, twins
 
-from .bll_theory import bound_and_gap, feedback_angle, gradients_of, weight_angle
+from .bll_theory import diagnose
+from .latent_block import Said, numbers, parts, surprise
 from .local_heads import head_for
 
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["auto", "plug-in", "sample", "closed"]
 Detach = Literal["none", "kl", "both"]
-
-Said = tuple[Tensor | None, Tensor | None]
-"""A twin's messages, and what the read-out compares with."""
-
-
-class Seen(NamedTuple):
-    """A block, what its twin says, and alpha of a batch."""
-
-    cell: Cell
-    said: Said
-    a: Tensor  # natural parameters, (..., S, N)
-    told: Tensor  # E[t(z)], (..., S, D)
 
 
 @dataclass(frozen=True)
@@ -298,81 +286,8 @@ class BLL(Method):
         answer = seen if lift is None else lifted(lift(latents.features(seen)), weights)
         return surprise(cell, answer, self.label_smoothing)
 
-    def rho(self, seen: Seen) -> Tensor:
-        """Natural parameters (..., S, N) of rho_k."""
-        cell, (messages, weights), a, told = seen
-        latents, _, lift = parts(cell.block)
-        assert messages is not None
-        own = self.own(cell, messages, lambda: read(latents, told, weights, lift))
-        return latents.family.tilted(a, own, self.mixed(cell))
-
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
-        """Of every block, on samples whose latents are alpha's, as at inference:
-
-        bound, gap: F_k with w = 1 by sampling, and how far above -log E_alpha[p_k(y | z_k)] it is at least, in nats a
-        label or number.
-        angle: degrees between b_k(y) and the mean gradient of logit_y by E[t(z_k)].  The twin neither reads nor copies
-        the weights through which z_k reaches the network's answer (no weight transport).  None at the last block where
-        its messages are those weights by construction.
-        weight_angle: degrees between the weights of twin mirror and the next block's, transposed.
-        """
-        with torch.enable_grad():
-            seen = self.seen(chain, batch, task)
-            of_classes = isinstance(task, Classification)
-            gradients = gradients_of(self.answer(seen), [s.told for s in seen]) if of_classes else []
-        bounds = [self.bound(s) for s in seen]
-        found: dict[str, Sequence[float | None]] = {
-            "bound": [bound / numbers(task) for bound, _ in bounds],
-            "gap": [gap / numbers(task) for _, gap in bounds],
-        }
-        if gradients:
-            found["angle"] = [self.angle(s, gradient) for s, gradient in zip(seen, gradients, strict=True)]
-        if self.twin == "mirror":
-            pairs = zip(chain.blocks, chain.blocks[1:], strict=False)
-            found["weight_angle"] = [*(weight_angle(parts(b)[1].step, ahead.net) for b, ahead in pairs), None]
-        return found
-
-    def seen(self, chain: Chain, batch: Batch, task: Task) -> list[Seen]:
-        """What every block computes of a batch, its twin's part before."""
-        cells = [Cell(block, batch, task, {}, {}, key(batch.step, block.index)) for block in chain.blocks]
-        above = self.sink(batch, {}, task)
-        for cell in () if self.twin == "linear" else reversed(cells):
-            emit = self.feedback(cell, *above)
-            cell.kept.update(emit.keep)
-            above = emit.send
-        found, h = list[Seen](), batch.x
-        for cell in cells:
-            latents, twin, _ = parts(cell.block)
-            a = latents(cell.block.net(h))
-            told = latents.family.mean_told(a)
-            h = latents.features(told)
-            found.append(Seen(cell, self.said(cell, twin), a, told))
-        return found
-
-    def answer(self, seen: Sequence[Seen]) -> Tensor:
-        """The network's, from the mean of alpha_K."""
-        cell, (_, weights), _, told = seen[-1]
-        latents, _, lift = parts(cell.block)
-        extras = cell.block.extras
-        if "classifier" in extras:
-            return extras["classifier"](latents.features(told))
-        return read(latents, told, weights, lift)
-
-    @torch.no_grad()
-    def bound(self, seen: Seen) -> tuple[float, float]:
-        """F_k with w = 1 and its gap, in nats a label, or a sample's numbers."""
-        cell, (_, weights), a, _ = seen
-        latents, _, lift = parts(cell.block)
-
-        def price(told: Tensor) -> Tensor:
-            return surprise(cell, read(latents, told, weights, lift))
-
-        return bound_and_gap(latents.family, a, self.rho(seen), price, cell.generator())
-
-    def angle(self, seen: Seen, gradient: Tensor) -> float | None:
-        block, (messages, _) = seen.cell.block, seen.said
-        given = block.is_last and parts(block)[2] is None and "classifier" not in block.extras
-        return None if given or messages is None else feedback_angle(messages, gradient)
+        return diagnose(self, chain, batch, task)
 
     def export(self, chain: Chain) -> nn.Module:
         """x -> logits from the mean of alpha_K, the twin's last weights baked in; or the model's own classifier."""
@@ -395,28 +310,9 @@ class BLL(Method):
         return nn.Sequential(*stages, ReadOut(latents, weights, lift, self.draws))
 
 
-def parts(block: Block) -> tuple[Latents, Twin, nn.Module | None]:
-    latents, twin = block.extras["latents"], block.extras["twin"]
-    assert isinstance(latents, Latents) and isinstance(twin, Twin)
-    lift = block.extras["lift"] if "lift" in block.extras else None  # noqa: SIM401  # a ModuleDict has no get
-    return latents, twin, lift
-
-
-def surprise(cell: Cell, answer: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log p(y) of every label, (...), or of all numbers of a sample, (B,)."""
-    if isinstance(cell.task, Regression):
-        return cell.task.surprise(answer, cell.y).flatten(1).sum(1)
-    return -(cell.target(smoothing) * at_least_float32(answer).log_softmax(-1)).sum(-1)
-
-
 def mixture(shares: Tensor, messages: Tensor) -> Tensor:
     """The mean message under shares (..., C) of the classes' ones (C, S or 1, D): (..., S or 1, D)."""
     return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
-
-
-def numbers(task: Task) -> int:
-    """How many numbers a target has that F_k is a sum over."""
-    return task.shape.numel() if isinstance(task, Regression) else 1
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -1,21 +1,120 @@
 """What BLL's theory speaks of, measured: how tight the bounds are, and whether feedback knows the forward weights.
 
-B batch, C classes, S positions of a block's latents, N natural parameters of one; `...` is B, or B, T where every token
-has a label.
+B batch, C classes, S positions of a block's latents, D channels, N natural parameters of a position; `...` is B, or
+B, T where every token has a label.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sidestep.core.block import Chain
+from sidestep.core.cell import Batch, Cell
+from sidestep.core.keys import key
+from sidestep.core.task import Classification, Task
 from sidestep.families.family import Family
+from sidestep.nn.latents import read
+
+from .latent_block import Said, numbers, parts, surprise
+
+if TYPE_CHECKING:
+    from .bll import BLL
 
 DRAWS = 16  # of a latent, for the estimate of its marginal likelihood
+
+
+class Seen(NamedTuple):
+    """A block, what its twin says, and alpha of a batch."""
+
+    cell: Cell
+    said: Said
+    a: Tensor  # natural parameters, (..., S, N)
+    told: Tensor  # E[t(z)], (..., S, D)
+
+
+def diagnose(method: BLL, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
+    """Of every block, on samples whose latents are alpha's, as at inference:
+
+    bound, gap: F_k with w = 1 by sampling, and how far above -log E_alpha[p_k(y | z_k)] it is at least, in nats a label
+    or number.
+    angle: degrees between b_k(y) and the mean gradient of logit_y by E[t(z_k)].  The twin neither reads nor copies the
+    weights through which z_k reaches the network's answer (no weight transport).  None at the last block where its
+    messages are those weights by construction.
+    weight_angle: degrees between the weights of twin mirror and the next block's, transposed.
+
+    Every number waits for the device: this is for once an epoch.
+    """
+    with torch.enable_grad():
+        seen = look(method, chain, batch, task)
+        of_classes = isinstance(task, Classification)
+        gradients = gradients_of(answer(seen), [s.told for s in seen]) if of_classes else []
+    bounds = [bound(method, s) for s in seen]
+    found: dict[str, Sequence[float | None]] = {
+        "bound": [value / numbers(task) for value, _ in bounds],
+        "gap": [gap / numbers(task) for _, gap in bounds],
+    }
+    if gradients:
+        found["angle"] = [angle(s, gradient) for s, gradient in zip(seen, gradients, strict=True)]
+    if method.twin == "mirror":
+        pairs = zip(chain.blocks, chain.blocks[1:], strict=False)
+        found["weight_angle"] = [*(weight_angle(parts(b)[1].step, ahead.net) for b, ahead in pairs), None]
+    return found
+
+
+def look(method: BLL, chain: Chain, batch: Batch, task: Task) -> list[Seen]:
+    """What every block computes of a batch, its twin's part before."""
+    cells = [Cell(block, batch, task, {}, {}, key(batch.step, block.index)) for block in chain.blocks]
+    above = method.sink(batch, {}, task)
+    for cell in () if method.twin == "linear" else reversed(cells):
+        emit = method.feedback(cell, *above)
+        cell.kept.update(emit.keep)
+        above = emit.send
+    found, h = list[Seen](), batch.x
+    for cell in cells:
+        latents, twin, _ = parts(cell.block)
+        a = latents(cell.block.net(h))
+        told = latents.family.mean_told(a)
+        h = latents.features(told)
+        found.append(Seen(cell, method.said(cell, twin), a, told))
+    return found
+
+
+def answer(seen: Sequence[Seen]) -> Tensor:
+    """The network's, from the mean of alpha_K."""
+    cell, (_, weights), _, told = seen[-1]
+    latents, _, lift = parts(cell.block)
+    extras = cell.block.extras
+    if "classifier" in extras:
+        return extras["classifier"](latents.features(told))
+    return read(latents, told, weights, lift)
+
+
+@torch.no_grad()
+def bound(method: BLL, seen: Seen) -> tuple[float, float]:
+    """F_k with w = 1 and its gap, in nats a label, or a sample's numbers."""
+    cell, (messages, weights), a, told = seen
+    latents, _, lift = parts(cell.block)
+    assert messages is not None
+    own = method.own(cell, messages, lambda: read(latents, told, weights, lift))
+    rho = latents.family.tilted(a, own, method.mixed(cell))
+
+    def price(told: Tensor) -> Tensor:
+        return surprise(cell, read(latents, told, weights, lift))
+
+    return bound_and_gap(latents.family, a, rho, price, cell.generator())
+
+
+def angle(seen: Seen, gradient: Tensor) -> float | None:
+    """`feedback_angle` of one block; None where its messages are its answer's weights."""
+    block, (messages, _) = seen.cell.block, seen.said
+    given = block.is_last and parts(block)[2] is None and "classifier" not in block.extras
+    return None if given or messages is None else feedback_angle(messages, gradient)
 
 
 def bound_and_gap(
@@ -75,5 +174,5 @@ def gradients_of(logits: Tensor, told: Sequence[Tensor]) -> list[Tensor]:
 
 
 def degrees(a: Tensor, b: Tensor) -> float:
-    """The angle between two tensors.  Waits for the device: it is asked for once an epoch."""
+    """The angle between two tensors."""
     return math.degrees(math.acos(F.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1, 1).item()))

@@ -1,8 +1,8 @@
 """A block's features as the law of latents: natural parameters out of a block, what the next one gets to know.
 
 B batch, D channels, S positions, N natural parameters of a position.  Natural parameters are (B, S, N), what they tell
-(B, S, D); a vector has one position.  Where every token has a label of its own, tokens are no positions of one
-sample but samples of one position: (B, T, 1, N).  `...` is B, or B, T.
+(B, S, D); a vector has one position.  Where every token has a label of its own, tokens are no positions of one sample
+but samples of one position: (B, T, 1, N).  `...` is B, or B, T.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def answer_of(
     if not draws:
         return read(latents, family.mean_told(natural), weights, lift)
     random = torch.Generator(natural.device).manual_seed(0)
-    read_off = [read(latents, family.told(family.sample(natural, random)), weights, lift) for _ in range(draws)]
-    each = at_least_float32(torch.stack(read_off))
+    answers = [read(latents, family.told(family.sample(natural, random)), weights, lift) for _ in range(draws)]
+    each = at_least_float32(torch.stack(answers))
     if weights is not None:
         return each.log_softmax(-1).logsumexp(0) - math.log(draws)
     means, log_precisions = each.chunk(2, 2)
@@ -140,8 +140,7 @@ def read(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.Module
     """log p(y | z) of every class up to a constant, (..., C), of t(z) or its mean, (..., S, D).
 
     Linear in it, weights being (C, S, D), or (C, 1, D) where they are the same at all positions; or in a learned map of
-    it, weights being (C, L).  Without weights the map's own output is the answer, as for targets that
-    are no classes.
+    it, weights being (C, L).  Without weights the map's own output is the answer, as for targets that are no classes.
     """
     if lift is None:
         assert weights is not None

@@ -6,6 +6,7 @@ the gradient, more than the block's own layers do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 Rows = Callable[..., tuple[Tensor, ...]]
 """Tensors of some samples, (b, ...) each, and shared ones, to tensors (b, ...)."""
 
-NUMBERS = {"cpu": 2**17, "else": 2**22}
+NUMBERS = {"cpu": 2**17, "cuda": 2**22}
 """Of a tile's largest input: half a mebibyte, which a core's cache holds; on a GPU enough to keep it busy."""
 
 
@@ -27,10 +28,11 @@ def tiled(make: Callable[[], Rows], rows: Sequence[Tensor], shared: Sequence[Ten
     requires a gradient but by its arguments.  Where one tile holds all, fn is simply called.
     """
     largest = max(row.numel() for row in rows)
-    tiles = -(-largest // NUMBERS["cpu" if rows[0].device.type == "cpu" else "else"])
+    tiles = math.ceil(largest / NUMBERS.get(rows[0].device.type, NUMBERS["cuda"]))
     if tiles == 1:
         return make()(*rows, *shared)
-    return _Tiled.apply(make, len(rows), -(-len(rows[0]) // tiles), *rows, *shared)  # pyright: ignore[reportReturnType]  # torch types it as Any
+    size = math.ceil(len(rows[0]) / tiles)
+    return _Tiled.apply(make, len(rows), size, *rows, *shared)  # pyright: ignore[reportReturnType]  # torch types it as Any
 
 
 class _Tiled(torch.autograd.Function):
@@ -54,15 +56,16 @@ class _Tiled(torch.autograd.Function):
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         rows, shared = tensors[: ctx.count], tensors[ctx.count :]
         asked = [k for k, gradient in enumerate(outer) if gradient is not None]
-        fn = ctx.make()
-        found: list[list[Tensor]] = [[] for _ in tensors]
+        wanted = [i for i, need in enumerate(needed) if need]
         incoming = split([g for g in outer if g is not None], ctx.size)
+        by_tile: dict[int, list[Tensor]] = {i: [] for i in wanted if i < ctx.count}  # of rows
+        total: dict[int, Tensor] = {}  # of what all tiles share
+        fn = ctx.make()
         for tile, above in zip(split(rows, ctx.size), incoming, strict=True):
             given = [t.detach().requires_grad_(need) for t, need in zip((*tile, *shared), needed, strict=True)]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 outputs = fn(*given)
             pairs = [(outputs[k], g) for k, g in zip(asked, above, strict=True) if outputs[k].requires_grad]
-            wanted = [i for i, need in enumerate(needed) if need]
             gradients = torch.autograd.grad(
                 [output for output, _ in pairs],
                 [given[i] for i in wanted],
@@ -70,10 +73,14 @@ class _Tiled(torch.autograd.Function):
                 materialize_grads=True,
             )
             for i, gradient in zip(wanted, gradients, strict=True):
-                found[i] = [*found[i], gradient] if i < ctx.count else [sum(found[i], gradient)]
-        joined = [torch.cat(parts) if parts else None for parts in found[: ctx.count]]
-        return (None, None, None, *joined, *(parts[0] if parts else None for parts in found[ctx.count :]))
+                if i in by_tile:
+                    by_tile[i].append(gradient)
+                else:
+                    total[i] = total[i] + gradient if i in total else gradient
+        found = total | {i: torch.cat(gradients) for i, gradients in by_tile.items()}
+        return (None, None, None, *(found.get(i) for i in range(len(tensors))))
 
 
 def split(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
+    """Tiles of so many samples."""
     return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))

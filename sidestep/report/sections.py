@@ -236,10 +236,8 @@ def deviations(group: Group) -> Deviations | None:
     found = group.first.deviations
     if found is None:
         return None
-    shares, levels = (
-        100 * np.array(found["coverage"][-1]),
-        [100 * level for level in found["levels"]],
-    )  # (parts, levels)
+    shares = 100 * np.array(found["coverage"][-1])  # (parts, levels)
+    levels = [100 * level for level in found["levels"]]
     return Deviations(
         where=f"{found['samples']:,} {'validation' if found['split'] == 'val' else 'test'} samples",
         scaled=found["scale"][-1] is not None,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import HOWEVER_READ, mean, names, pick, points, reads, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, chosen, mean, names, pick, points, reads, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Row, Study
 
@@ -70,7 +70,6 @@ READ_OUTS = {"last": "read by its last block", "mean": "read by averaged logits"
 
 
 def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
-    chosen = [its[0]["labels"].get("tuned", "") for its in arms.values()]
     gaps: list[Column] = [
         (f"SID less it, {words}", [points(found.get(arm)) or "" for arm in arms])
         for how, words in READ_OUTS.items()
@@ -80,7 +79,7 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
     return Section(
         data,
         "Differences are in points of test accuracy, paired by seed, with their 95 % interval.",
-        [("", table(arms, HOWEVER_READ, further=[("chosen on validation", chosen), *gaps, *sizes(arms)]))],
+        [("", table(arms, HOWEVER_READ, further=[chosen(arms), *gaps, *sizes(arms)]))],
         against.figure(f"SID less each control on {data}", drawn),
     )
 

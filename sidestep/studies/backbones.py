@@ -28,7 +28,7 @@ def page(rows: Sequence[Row]) -> Page:
 
 def backbone(name: str, rows: Sequence[Row]) -> list[tuple[str, Section]]:
     """What the answer says of one backbone, and its section; nothing where there are no rows."""
-    trained, benched = ([row for row in rows if ("rows" in row) == bench] for bench in (False, True))
+    trained, benched = benches.apart(rows)
     cuts = sorted(names(rows, "blocks"), key=int)
     groups = {BACKPROP: pick(trained, arm=BACKPROP)} | {
         f"{arm}, K = {cut}": pick(trained, arm=arm, blocks=cut) for arm in (SID, LOCAL) for cut in cuts

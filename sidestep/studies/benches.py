@@ -45,6 +45,11 @@ def grids(
     ]
 
 
+def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Those of runs, and those of benches."""
+    return [row for row in rows if "rows" not in row], [row for row in rows if "rows" in row]
+
+
 def entry(rows: Sequence[Row], candidate: str, key: str) -> Entry | None:
     """What was measured of a candidate, among the bench rows of one setting."""
     entries: list[Entry] = [e for row in rows for e in row.get("rows", [])]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import PERCENT, Column, Format, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import Value, mean, minus, names, nats, pick, sizes, table
+from sidestep.studies.rows import Value, chosen, mean, minus, names, nats, pick, sizes, table
 from sidestep.studies.study import Grid, Row, Study
 
 QUESTION = "Does BLL earn anything over greedy cross-entropy?"
@@ -77,8 +77,7 @@ def controls(activation: str, family: str) -> list[str]:
 
 
 def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
-    chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
-    further: list[Column] = [chosen]
+    further: list[Column] = [chosen(arms)]
     for family in SAME:
         gaps = against.less(arms, family)
         further += against.column(f"less {family}", list(arms), gaps)

@@ -16,7 +16,7 @@ from sidestep.report.figures import coverage
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import Value, mean, minus, nats, pick, sizes, table
+from sidestep.studies.rows import Value, chosen, mean, minus, nats, pick, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Row, Study
 
@@ -77,13 +77,12 @@ def likelihood(arms: Mapping[str, Sequence[Row]]) -> Section:
     less: list[Column] = (
         [("less backprop", [against.cell(gaps[arm], nats) if arm in gaps else "" for arm in arms])] if gaps else []
     )
-    chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
     return Section(
         "Likelihood",
         "Pixels are 0 to 1, each byte spread evenly over its own width; a density may be above 1 and its NLL below 0. "
         "Factor and constants are fitted on the validation split. Differences are of the NLL with the factor, paired "
         "by seed, with their 95 % interval.",
-        [("", table(arms, COLUMNS, further=[*less, chosen, *sizes(arms)]))],
+        [("", table(arms, COLUMNS, further=[*less, chosen(arms), *sizes(arms)]))],
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import Format, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACY, Value, pick, table
+from sidestep.studies.rows import ACCURACY, Value, chosen, pick, table
 from sidestep.studies.study import Grid, Row, Study
 
 QUESTION = "Which of BLL’s choices matter?"
@@ -125,8 +125,7 @@ def page(rows: Sequence[Row]) -> Page:
 
 def section(name: str, choice: Choice, lines: Mapping[str, Sequence[Row]]) -> Section:
     gaps = against.less(lines, choice.shipped)
-    chosen = [its[0]["labels"].get("tuned", "") for its in lines.values()]
-    further = [*against.column(f"less {choice.shipped}", list(lines), gaps), ("chosen on validation", chosen)]
+    further = [*against.column(f"less {choice.shipped}", list(lines), gaps), chosen(lines)]
     text = (
         "Differences are paired by seed, with their 95 % interval. Bounds are of validation samples, sampled with a "
         f"divergence of weight 1; their gaps are measured from below. {choice.note}"

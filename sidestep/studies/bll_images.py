@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import Column, fixed
+from sidestep.report.tables import fixed
 from sidestep.studies import against, benches
-from sidestep.studies.rows import ACCURACY, names, pick, sizes, table
+from sidestep.studies.rows import ACCURACY, chosen, names, pick, sizes, table
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
@@ -38,7 +38,7 @@ def page(rows: Sequence[Row]) -> Page:
 
 def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
     """What the answer says of one network and data set, and its section."""
-    trained, benched = ([row for row in rows if ("rows" in row) == bench] for bench in (False, True))
+    trained, benched = benches.apart(rows)
     arms = {arm: its for arm in ARMS if (its := pick(trained, arm=arm))}
     gaps = against.less(arms, BLL)
     told = [against.said(f"{place}: less {BLL}", gaps)]
@@ -46,9 +46,8 @@ def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
     if cost := benches.costs(benched, CANDIDATES):
         told.append(f"{place}: {cost}.")
     if arms:
-        chosen: Column = ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()])
         columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
-        further = [*against.column(f"less {BLL}", list(arms), gaps), chosen, *sizes(arms)]
+        further = [*against.column(f"less {BLL}", list(arms), gaps), chosen(arms), *sizes(arms)]
         tables.insert(0, ("After training", table(arms, columns, further=further)))
     text = f"Differences are paired by seed, with their 95 % interval. {benches.taken(benched)}"
     return " ".join(filter(None, told)), Section(

@@ -13,7 +13,7 @@ from sidestep.report.figures import Line, lines
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import HOWEVER_READ, Value, by_seed, names, pick, points, read_out, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, Value, by_seed, chosen, names, pick, points, read_out, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Machine, Row, Study
 
@@ -73,7 +73,7 @@ def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Se
         less = {arm: paired(by_seed(arms.get(SID, [])), by_seed(its)) for arm, its in arms.items() if arm != SID}
         cells: list[Column] = [
             ("SID less it", [points(less.get(arm)) or "" for arm in arms]),
-            ("chosen on validation", [its[0]["labels"].get("tuned", "") for its in arms.values()]),
+            chosen(arms),
         ]
         tables.append((f"After {epochs}", table(arms, HOWEVER_READ, further=[*cells, *sizes(arms)])))
     figures = [("The gap over the budget.", svg, "")] if (svg := over_budget(data, budgets)) else []

@@ -117,6 +117,11 @@ def reads(rows: Sequence[Row], how: str) -> dict[int, float]:
     return by_seed(rows) if how == "last" else by_seed(rows, read_out(how))
 
 
+def chosen(groups: Mapping[str, Sequence[Row]]) -> Column:
+    """The candidate that every group's arm was run with."""
+    return "chosen on validation", [rows[0]["labels"].get("tuned", "") for rows in groups.values()]
+
+
 def sizes(groups: Mapping[str, Sequence[Row]]) -> list[Column]:
     """Parameters and inference FLOPs of a group's first row: all of it, and without what the method added.
 

@@ -55,8 +55,7 @@ def run(
     """What `sidestep study NAME` does.
 
     seeds: at most so many.  only: the pieces whose command has these words in a row.  minutes: end then, with what runs
-    saved, to go on another time.  smoke: every piece on
-    digits, for one epoch.  page_only: run nothing.
+    saved, to go on another time.  smoke: every piece on digits, for one epoch.  page_only: run nothing.
     """
     study = study_named(name)
     file = results / f"{name}.jsonl"

@@ -20,8 +20,9 @@ from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.family import inner
-from sidestep.methods.bll import BLL, parts
+from sidestep.methods.bll import BLL
 from sidestep.methods.bll_theory import bound_and_gap, weight_angle
+from sidestep.methods.latent_block import parts
 from sidestep.methods.local_ce import LocalCE
 from tests.conftest import CLASSES, sgd
 
