@@ -85,6 +85,8 @@ def custom_data(
     train_set: object, val_set: object, test_set: object, num_classes: int | None, config: TrainConfig
 ) -> Data:
     """The user's own data; images in bytes are normalised by their training statistics, floats are left alone."""
+    if config.label_noise or config.context is not None:
+        raise UsageError("label_noise and context change data sets that are read by name; change train_set itself.")
     train = as_source(train_set, num_classes)
     others = [None if s is None else as_source(s, num_classes=train.num_classes) for s in (val_set, test_set)]
     val: Source | None = others[0]

@@ -120,6 +120,8 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise UsageError("got resume and overwrite, expected one of them: go on with the run, or replace it.")
+        if self.label_noise and self.target == "inputs":
+            raise UsageError(f"got label_noise={self.label_noise:g} and target=inputs, which reads no label; drop one.")
 
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if not f.name.endswith("_options")}

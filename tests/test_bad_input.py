@@ -63,6 +63,8 @@ def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *say
         ("train sid --at layer3", "at=layer3 makes 2 blocks, but blocks=4; give as many names as blocks less one."),
         ("train sid --accumulate 3", "got batch_size=64 and accumulate=3, expected a batch of equal micro-batches"),
         ("train sid --augment crop,flop", "unknown augmentation 'flop'; did you mean 'flip'?"),
+        ("train sid --context 9", "context=9, but digits has no tokens; give it with a text or a generated task."),
+        ("train bll --target inputs --label-noise 0.2", "got label_noise=0.2 and target=inputs, which reads no label"),
         ("train sid --device cpuu", "unknown device 'cpuu'; expected auto, cpu or cuda."),
         ("compare sid --set sid.alpha=2", "got alpha=2.0, expected values in (0, 1]"),
     ],

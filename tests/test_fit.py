@@ -170,6 +170,12 @@ def test_the_number_of_classes_may_be_more_than_are_seen() -> None:
     assert run.predict(TEST[0]).shape == (397, 10)
 
 
+@pytest.mark.parametrize("setting", [{"label_noise": 0.2}, {"context": 9}])
+def test_what_would_change_a_data_set_read_by_name_is_refused_beside_ones_own(setting: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="label_noise and context change data sets that are read by name"):
+        fitted(**setting)
+
+
 def test_sequences_train_too() -> None:
     torch.manual_seed(0)
     x = torch.randn(300, 6, 8)
@@ -292,6 +298,7 @@ def test_ctrl_c_keeps_the_network_and_a_second_fit_goes_on(tmp_path: Path) -> No
     """The item is fetched once to count the classes; its third fetch is in the second epoch."""
     model = net()
     test_before = TEST[0].clone()
+    handler = signal.getsignal(signal.SIGINT)  # Python's own, but where the tests were started in a shell's background
     run = fitted(model, train_set=Interrupting(at=5, times=3).wrapped(), val_set=TEST, out=tmp_path)
     assert run.interrupted
     steps = run.assembly.engine.steps
@@ -301,7 +308,7 @@ def test_ctrl_c_keeps_the_network_and_a_second_fit_goes_on(tmp_path: Path) -> No
     assert run.summary["selected"] == "best validation accuracy, epoch 1 of 3"
     assert not same(model, net()) and torch.equal(test_before, TEST[0])
     assert not (tmp_path / "summary.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
     items = Pairs([(x, int(y)) for x, y in zip(*TRAIN, strict=True)])
     resumed = fitted(net(seed=1), train_set=items, val_set=TEST, out=tmp_path, resume="last")

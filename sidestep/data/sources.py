@@ -127,6 +127,7 @@ def channel_stats(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[str, Part]]:
     if name_or_path == "digits":
+        without_context(context, name_or_path)
         return name_or_path, {"all": read_digits()}
     if name_or_path in GENERATED:
         return name_or_path, generated(name_or_path, context, seed)
@@ -137,11 +138,13 @@ def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[
         if root.is_dir():
             if (root / TEXT).exists():
                 return root.resolve().name, cut_text(read_text(root / TEXT), context, str(root / TEXT))
+            without_context(context, str(root))
             parts = read_folder(root)
             if "all" in parts:
                 warnings.warn(f"{root} has no test split: a fixed, stratified 20 % of it becomes one.", stacklevel=3)
             return root.resolve().name, parts
     if name_or_path in HUB:
+        without_context(context, name_or_path)
         return name_or_path, read_hub(name_or_path)
     if name_or_path in HUB_TEXT:
         return name_or_path, cut_text(read_hub_text(name_or_path), context, name_or_path)
@@ -151,6 +154,11 @@ def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[
         )
     found = (path.parent.name for path in Path(shelf).glob("*/train*")) if shelf else ()
     raise unknown("data set", name_or_path, {*DATASETS, *found})
+
+
+def without_context(context: int | None, where: str) -> None:
+    if context is not None:
+        raise UsageError(f"context={context}, but {where} has no tokens; give it with a text or a generated task.")
 
 
 def _like(train: Samples, parts: dict[str, Part], split: str) -> Samples:
