@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 from collections.abc import Sequence
@@ -31,25 +32,29 @@ BENCHED = [
 ROWS = [*(trained({"arm": arm}, 0.95 - 0.01 * n) for n, arm in enumerate(ARMS)), *BENCHED]
 
 
-def test_the_smoke_runs_every_piece_and_its_page_has_every_number_and_nothing_is_repeated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("study", "sections"),
+    [
+        ("gpu-core", {"ResNet-18 on CIFAR-10": 1, "Cost over depth": 4}),
+        ("bll-images", {"ResNet-18 on CIFAR-10": 3}),
+    ],
+)
+def test_the_smoke_of_what_is_for_a_gpu_leaves_a_page_with_every_number_and_repeats_nothing(
+    study: str, sections: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["study", "gpu-core", "--smoke", "--json", "--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    words = ["study", study, "--smoke", "--only", "--device cuda", "--json"]
+    words += ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert cli.main(words) == 0
-    pieces = study_named("gpu-core").pieces(smoke=True)
-    file = tmp_path / "gpu-core.jsonl"
+    pieces = [piece for piece in study_named(study).pieces(smoke=True) if "--device cuda" in piece.command]
+    file = tmp_path / f"{study}.jsonl"
     rows, left = read_jsonl(file), file.read_bytes()
     assert [row["command"] for row in rows] == [piece.command for piece in pieces]
     assert not [row for row in rows if "failed" in row]
-    found = page(rows)
-    assert [s.heading for s in found.sections] == [
-        "ResNet-18 on CIFAR-10",
-        "Cost over depth",
-    ]
+    found = study_named(study).page(rows)
+    assert {s.heading: len(s.tables) for s in found.sections} == sections
     cells = [cell for s in found.sections for _, table in s.tables for row in table.rows for cell in row]
     assert "not measured" not in cells
-    assert [len(s.tables) for s in found.sections] == [1, 4]
-    assert found.answer in (tmp_path / "gpu-core.html").read_text(encoding="utf-8").replace("&#39;", "'")
+    assert found.answer in html.unescape((tmp_path / f"{study}.html").read_text(encoding="utf-8"))
 
     capsys.readouterr()
     assert cli.main(words) == 0
