@@ -66,7 +66,12 @@ class Latents(nn.Module):
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
             spatial = len(shape) == 3
-            self.map = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
+            made = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
+            # The network starts out as it is without latents; what a family has besides starts alike everywhere.
+            nn.init.eye_(made.weight.data.flatten(1))
+            assert made.bias is not None
+            nn.init.zeros_(made.bias.data)
+            self.map = made
 
     def raw(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as what `Family.to_natural` takes, (..., S, N)."""

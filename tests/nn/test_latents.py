@@ -130,6 +130,16 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     torch.testing.assert_close(Passed(latents)(h), h - 3)
 
 
+@every_layout
+def test_a_map_starts_out_as_the_identity_and_what_a_family_has_besides_alike_everywhere(
+    shape: tuple[int, ...], features: list[object], rows: list[list[float]]
+) -> None:
+    latents = of(Gaussian(), *shape)
+    natural, precision = latents(torch.tensor([features])), math.log(2) + LEAST  # softplus(0)
+    mu = torch.tensor(rows)
+    torch.testing.assert_close(natural[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
+
+
 def test_a_laplace_passes_minus_its_scale() -> None:
     latents = of(Laplace(), 2)
     h = torch.tensor([[0.0, 1.0]])
