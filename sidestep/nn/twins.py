@@ -77,32 +77,63 @@ def twins(
     if kind not in get_args(TwinKind):
         raise unknown("twin", kind, get_args(TwinKind))
     made: list[Twin] = []
-    state = torch.eye(targets) if one_hot else torch.randn(PROBES, targets)
+    state, dense = (torch.eye(targets), False) if one_hot else (torch.randn(PROBES, targets), True)
     for own in reversed(latents):
         mirrored = own.shape[-1:] if own.per_token else own.shape
         shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
-        step = nn.Identity() if kind == "linear" else nn.Sequential(backwards(state.shape[1:], shape), nn.ReLU())
+        step: nn.Module = nn.Identity()
+        if kind != "linear":
+            step, dense = nn.Sequential(backwards(state.shape[1:], shape, dense), nn.ReLU()), True
         say = pointwise(shape, own.channels)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
-        made.append(Twin(step, say, own, targets if one_hot else 0, embed))
         with torch.no_grad():
             state = step(state)
             # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow
             # state may be 0 for all classes.
             if (spread := say(state).std(0).mean()) > 0:
                 say.weight /= own.channels**0.5 * spread
+        read = None if embed is None else reading(embed, dense)
+        made.append(Twin(step, reading(say, dense), own, targets if one_hot else 0, read))
     return made[::-1]
 
 
-def backwards(above: torch.Size, here: torch.Size) -> nn.Module:
-    """A layer from a state of the block after, (C, *above), to one of this block's, (C, *here); He initialisation."""
+class Equalised(nn.Module):
+    """A layer whose weights are sqrt(D) times as large, and its input as much smaller, D being the input's channels.
+
+    The same function, learnt at about the pace of a table over classes, whose input has length 1 too.  Without that a
+    step of Adam, which moves every weight by the rate, moves what D inputs add up to D times as far; at the rates that
+    suit normalised networks a chain of twins was noise.  (Equalised learning rate: Karras et al., arXiv:1710.10196,
+    section 4.1.)
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, layer.weight.shape[1] ** -0.5
+        with torch.no_grad():
+            layer.weight /= self.scale
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layer(state * self.scale)
+
+
+def reading(layer: nn.Linear | nn.Conv2d, dense: bool) -> nn.Module:
+    """A layer on a dense state, equalised; on one-hot classes it is a table, and stays as it is."""
+    return Equalised(layer) if dense else layer
+
+
+def backwards(above: torch.Size, here: torch.Size, dense: bool) -> nn.Module:
+    """A layer from a state of the block after, (C, *above), to one of this block's, (C, *here); He initialisation.
+
+    dense: whether that state is no one-hot class.
+    """
     if len(above) == 1:
-        layer: nn.Module = he(nn.Linear(above[0], here.numel()))
+        layer = reading(he(nn.Linear(above[0], here.numel())), dense)
         return layer if len(here) == 1 else nn.Sequential(layer, nn.Unflatten(1, here))
     if len(above) == len(here) == 3:
-        return nn.Sequential(nn.Upsample(tuple(here[1:])), he(nn.Conv2d(above[0], here[0], 3, padding=1)))
+        conv = he(nn.Conv2d(above[0], here[0], 3, padding=1))
+        return nn.Sequential(nn.Upsample(tuple(here[1:])), reading(conv, dense))
     if len(above) == len(here) == 2 and above[0] == here[0]:
-        return he(nn.Linear(above[1], here[1]))
+        return reading(he(nn.Linear(above[1], here[1])), dense)
     raise UsageError(
         f"got blocks of shape {tuple(here)} and {tuple(above)}, expected two of a kind for twin=mirror; use twin=mlp."
     )

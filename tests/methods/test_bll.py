@@ -57,8 +57,11 @@ def softplus(x: float) -> float:
 Rows = list[list[float]]
 X: Rows = [[1.0, -0.5], [0.3, 2.0]]
 Y = [0, 1]
-TWIN = {"V": "extras.twin.step.0.weight", "d": "extras.twin.step.0.bias", "S": "extras.twin.say.weight"}
-NAMES = [{"W": f"net.{i}.weight", "c": f"net.{i}.bias", **TWIN} for i in (0, 2)]  # the layers of block 1 and 2
+SAY, STEP = {"S": "extras.twin.say.layer.weight"}, "extras.twin.step.0"
+NAMES = [  # of blocks 1 and 2; what reads a dense state is wrapped
+    {"W": "net.0.weight", "c": "net.0.bias", "V": f"{STEP}.layer.weight", "d": f"{STEP}.layer.bias", **SAY},
+    {"W": "net.2.weight", "c": "net.2.bias", "V": f"{STEP}.weight", "d": f"{STEP}.bias", **SAY},
+]
 BLOCKS: list[dict[str, Rows]] = [
     {
         "W": [[0.5, -0.3], [0.2, 0.8]],
@@ -76,6 +79,11 @@ BLOCKS: list[dict[str, Rows]] = [
     },
 ]
 ONE_HOT: Rows = [[1.0, 0.0], [0.0, 1.0]]
+
+
+def size(name: str) -> float:
+    """How many times a parameter is what it stands for: a weight that reads a dense state of 2 units is kept larger."""
+    return 2**0.5 if name.endswith("layer.weight") else 1.0
 
 
 class ByHand(NamedTuple):
@@ -154,7 +162,7 @@ def two_blocks(**fields: Any) -> Streaming:
         with torch.no_grad():
             for letter, values in own.items():
                 p = block.get_parameter(names[letter])
-                p.copy_(torch.tensor(values).reshape(p.shape))
+                p.copy_(torch.tensor(values).reshape(p.shape) * size(names[letter]))
     return engine
 
 
@@ -178,7 +186,8 @@ def test_loss_and_every_gradient_of_two_blocks_by_hand(m: float, w: float, detac
     assert len(found) == 10
     for n, block in enumerate((first, second)):
         for letter, rows in block.gradients.items():
-            assert_equals(found[f"blocks.{n}.{NAMES[n][letter]}"], rows)
+            name = NAMES[n][letter]
+            assert_equals(found[f"blocks.{n}.{name}"] * size(name), rows)
     step = engine.step(batch)
     assert_equals(step.loss, [[w * block.kl + block.miss for block in (first, second)]])
     for name in ("kl", "miss"):

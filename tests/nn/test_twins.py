@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sidestep.families.family import Family, inner
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.latents import Latents, by_position
-from sidestep.nn.twins import Twin, TwinKind, twins
+from sidestep.nn.twins import Equalised, Twin, TwinKind, twins
 
 CLASSES = 5
 WIDTH = 16
@@ -44,6 +45,12 @@ def states_of(chain: list[Twin]) -> list[Tensor]:
     return states[:-1]
 
 
+def scale(reader: nn.Module) -> float:
+    """What a layer's input is multiplied by."""
+    found = [m.scale for m in reader.modules() if isinstance(m, Equalised)]
+    return found[0] if found else 1.0
+
+
 # ---- states
 
 
@@ -60,7 +67,7 @@ def test_an_mlp_twins_states_are_one_hidden_layer_further_down_each(shapes: list
     state = torch.eye(CLASSES)
     for twin in reversed(chain):
         (layer,) = (m for m in twin.step.modules() if isinstance(m, nn.Linear))
-        expected = F.linear(state, layer.weight, layer.bias).relu()
+        expected = F.linear(state * scale(twin.step), layer.weight, layer.bias).relu()
         state = twin(state)
         assert state.shape == (CLASSES, WIDTH)
         assert torch.equal(state, expected)
@@ -77,7 +84,7 @@ def test_a_mirror_of_maps_grows_by_repeating_pixels_before_a_convolution() -> No
     _, chain = chain_of("mirror", MAPS)
     state = torch.rand(CLASSES, 8, 3, 3)
     (conv,) = (m for m in chain[0].step.modules() if isinstance(m, nn.Conv2d))
-    larger = state.repeat_interleave(2, 2).repeat_interleave(2, 3)  # 3 x 3 to 6 x 6
+    larger = state.repeat_interleave(2, 2).repeat_interleave(2, 3) * scale(chain[0].step)  # 3 x 3 to 6 x 6
     assert torch.equal(chain[0](state), F.conv2d(larger, conv.weight, conv.bias, padding=1).relu())
 
 
@@ -96,6 +103,37 @@ def test_an_unknown_twin_is_named_with_the_nearest() -> None:
     kind: Any = "miror"
     with pytest.raises(UsageError, match="unknown twin 'miror'; did you mean 'mirror'"):
         chain_of(kind, MAPS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "state", "scale"),
+    [(nn.Linear(16, 3), torch.randn(5, 16), 0.25), (nn.Conv2d(4, 3, 3, padding=1), torch.randn(5, 4, 6, 6), 0.5)],
+    ids=["vector", "maps"],
+)
+def test_an_equalised_layer_computes_the_same_and_a_sign_step_moves_what_it_says_less(
+    layer: nn.Linear | nn.Conv2d, state: Tensor, scale: float
+) -> None:
+    """A step of Adam at its first moves every weight by the rate: its effect is scaled as the input is."""
+    plain, equal = copy.deepcopy(layer), Equalised(layer)
+    assert equal.scale == scale
+    before = plain(state)
+    torch.testing.assert_close(equal(state), before)  # powers of 2, but sums are float32
+    moved: list[Tensor] = []
+    with torch.no_grad():
+        for reader in (plain, equal):
+            for p in reader.parameters():
+                p += 0.01 * (p.dim() > 1)
+            moved.append(reader(state))
+    torch.testing.assert_close(moved[1] - before, (moved[0] - before) * scale, rtol=1e-3, atol=1e-5)  # differences
+
+
+@every_kind
+@every_shape
+def test_all_but_a_table_over_classes_is_equalised(shapes: list[tuple[int, ...]], kind: TwinKind) -> None:
+    """Of three layers a block, the last block's first reads the classes; linear twins read nothing else."""
+    _, chain = chain_of(kind, shapes, lifted=7)
+    counts = [sum(isinstance(m, Equalised) for m in twin.modules()) for twin in chain]
+    assert counts == ([0, 0, 0] if kind == "linear" else [3, 3, 2])
 
 
 # ---- messages
@@ -196,8 +234,9 @@ def test_embeddings_are_a_linear_map_of_the_whole_state_centred_over_classes(
 ) -> None:
     _, chain = chain_of(kind, shapes, lifted=7)
     for twin, state in zip(chain, states_of(chain), strict=True):
-        assert isinstance(twin.embed, nn.Linear)
-        found = state.flatten(1) @ twin.embed.weight.T
+        assert twin.embed is not None
+        (layer,) = (m for m in twin.embed.modules() if isinstance(m, nn.Linear))
+        found = state.flatten(1) * scale(twin.embed) @ layer.weight.T
         torch.testing.assert_close(twin.embeddings(state), found - found.mean(0), rtol=1e-4, atol=1e-6)  # float32 sums
         assert twin.embeddings(state).shape == (CLASSES, 7)
 
