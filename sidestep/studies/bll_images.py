@@ -19,7 +19,12 @@ BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
 LATENTS = "bll --family gaussian"
 LIFTED = f"{LATENTS} --read-out lifted"
 LOCAL = "local_ce --last head"
-LATENT = {BLL: f"train {LIFTED}", "BLL, lifted, m = 0": f"train {LIFTED} --m 0", "BLL, linear": f"train {LATENTS}"}
+LATENT = {
+    BLL: f"train {LIFTED}",
+    "BLL, lifted, m = 0": f"train {LIFTED} --m 0",
+    "BLL, lifted, linear twin": f"train {LIFTED} --twin linear",
+    "BLL, linear read-out": f"train {LATENTS}",
+}
 CONTROLS = {GREEDY: f"train {LOCAL}", BACKPROP: "train backprop"}
 ARMS = {**LATENT, **CONTROLS}
 CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
