@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ class Cell:
     block: Block
     batch: Batch
     task: Task
-    shared: Mapping[str, Tensor]  # the hub's output, as leaves of this block's own
+    shared: Message  # the hub's output, as leaves of this block's own
     kept: dict[str, Tensor]
     key: int  # of (seed, step, micro-batch, block, pass)
 
@@ -83,16 +83,21 @@ class Context:
 
 
 def run_hub(
-    encode: Callable[[nn.Module | None, Batch], Mapping[str, Tensor]],
+    encode: Callable[[nn.Module | None, Batch], Message],
     hub: nn.Module | None,
     batch: Batch,
     context: Context,
-) -> Mapping[str, Tensor]:
+) -> Message:
     """Run the part all blocks share, keyed like a cell of its own."""
     if hub is None:
-        return {}
+        return ()
     with global_rng(key(context.seed, batch.step, batch.micro, "hub"), context.device), context.precision():
         return encode(hub, batch)
+
+
+def leaves(output: Message, grad: bool) -> Message:
+    """A hub's output as one block gets it; its gradient, if that is wanted, is found on what this returns."""
+    return tuple(v.detach().requires_grad_(grad) for v in output)
 
 
 def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:

@@ -35,15 +35,15 @@ class Method(ABC):
     def inference(self) -> Program:
         """The passes that set `Emit.logits`, run without labels."""
 
-    def encode(self, hub: nn.Module | None, batch: Batch) -> Mapping[str, Tensor]:
+    def encode(self, hub: nn.Module | None, batch: Batch) -> Message:
         """Run the hub; each block gets the result as leaves of its own."""
-        return {}
+        return ()
 
-    def source(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+    def source(self, batch: Batch, shared: Message, task: Task) -> Message:
         """What enters the first block of an Up pass."""
         return (batch.x,)
 
-    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+    def sink(self, batch: Batch, shared: Message, task: Task) -> Message:
         """What enters the last block of a Down pass."""
         return ()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
-from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, run_cell, run_hub
+from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, leaves, run_cell, run_hub
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Derived, Pass, plan
@@ -149,16 +149,14 @@ class Streaming:
     ) -> dict[int, Tensor]:
         """Run all cells on one micro-batch and return its losses; with `update`, a block moves once it is done."""
         encoded = run_hub(self.method.encode, self.chain.hub, batch, self.context)
-        leaves = [
-            {k: v.detach().requires_grad_(v.requires_grad) for k, v in encoded.items()} for _ in self.chain.blocks
-        ]
-        cells = [Cell(b, batch, self.task, leaves[b.index], {}, key=0) for b in self.chain.blocks]
+        shared = [leaves(encoded, self.derived.hub_trained) for _ in self.chain.blocks]
+        cells = [Cell(b, batch, self.task, shared[b.index], {}, key=0) for b in self.chain.blocks]
         losses: dict[int, Tensor] = {}
         carry: Message = ()
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            emit = run_cell(p, cell, self._incoming(p, n, carry, batch, leaves[n]), self.context)
+            emit = run_cell(p, cell, self._incoming(p, n, carry, batch, shared[n]), self.context)
             if emit.loss is not None:
                 losses[n] = emit.loss.detach()
                 if only is not None and n not in only:
@@ -173,26 +171,26 @@ class Streaming:
                 if update and not self._update_together:
                     self._update(f"blocks.{n}")
         if self.derived.hub_trained:
-            self._backward_hub(encoded, leaves)
+            self._backward_hub(encoded, shared)
             if update and not self._update_together:
                 self._update("hub")
         return losses
 
-    def _incoming(self, p: Pass, n: int, carry: Message, batch: Batch, shared: Mapping[str, Tensor]) -> Message:
+    def _incoming(self, p: Pass, n: int, carry: Message, batch: Batch, shared: Message) -> Message:
         if p.order == "each":
             return ()
         if p.order == "up":
             return self.method.source(batch, shared, self.task) if n == 0 else carry
         return self.method.sink(batch, shared, self.task) if n == len(self.chain.blocks) - 1 else carry
 
-    def _backward_hub(self, encoded: Mapping[str, Tensor], leaves: list[dict[str, Tensor]]) -> None:
+    def _backward_hub(self, encoded: Message, shared: list[Message]) -> None:
         outputs: list[Tensor] = []
         gradients: list[Tensor] = []
-        for name, output in encoded.items():
+        for k, output in enumerate(encoded):
             # Folded in block order: addition is not associative, and ranks must agree with one process.
             total: Tensor | None = None
-            for shared in leaves:
-                gradient = shared[name].grad
+            for its in shared:
+                gradient = its[k].grad
                 if gradient is not None:
                     total = gradient if total is None else total + gradient
             if total is not None:

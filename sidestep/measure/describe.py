@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sidestep.core.cell import Batch, Cell, finish_cell, frozen_statistics, run_cell, run_hub
+from sidestep.core.cell import Batch, Cell, finish_cell, frozen_statistics, leaves, run_cell, run_hub
 from sidestep.core.emit import Message
 from sidestep.core.program import CellId
 from sidestep.engines.streaming import Streaming
@@ -40,7 +40,7 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     with frozen, activation_bytes(exclude=parameters) as alive:
         encoded = run_hub(method.encode, chain.hub, whole, context)
         hub_bytes = float(alive.current)
-        shared = {k: v.detach().requires_grad_(v.requires_grad) for k, v in encoded.items()}
+        shared = leaves(encoded, engine.derived.hub_trained)
         cells = [Cell(b, whole, engine.task, shared, {}, key=0) for b in chain.blocks]
         carry: Message = ()
         for i, n in engine.cells:
@@ -70,7 +70,7 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
         "down": down,
         "hub": hub_bytes,
         "peak": engine.derived.peak(weight) + hub_bytes,
-        "hub_message": message_bytes(tuple(encoded.values())),
+        "hub_message": message_bytes(encoded),
     }
 
 

@@ -178,7 +178,7 @@ class BLL(Method):
     def inference(self) -> Program:
         return self.program()
 
-    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+    def sink(self, batch: Batch, shared: Message, task: Task) -> Message:
         if isinstance(task, Classification):
             return (torch.eye(task.num_classes, device=batch.x.device),)
         return () if batch.y is None else (batch.y.flatten(1),)
@@ -260,7 +260,7 @@ class BLL(Method):
 
     def said(self, cell: Cell, twin: Twin) -> Said:
         """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""
-        above = self.sink(cell.batch, {}, cell.task) if self.twin == "linear" else ()
+        above = self.sink(cell.batch, (), cell.task) if self.twin == "linear" else ()
         state = twin(*above) if above else cell.kept.get("state")
         if state is None:
             return None, None

@@ -69,8 +69,8 @@ def diagnose(method: BLL, chain: Chain, batch: Batch, task: Task) -> Mapping[str
 
 def look(method: BLL, chain: Chain, batch: Batch, task: Task) -> list[Seen]:
     """What every block computes of a batch, its twin's part before."""
-    cells = [Cell(block, batch, task, {}, {}, key(batch.step, block.index)) for block in chain.blocks]
-    above = method.sink(batch, {}, task)
+    cells = [Cell(block, batch, task, (), {}, key(batch.step, block.index)) for block in chain.blocks]
+    above = method.sink(batch, (), task)
     for cell in () if method.twin == "linear" else reversed(cells):
         emit = method.feedback(cell, *above)
         cell.kept.update(emit.keep)

@@ -128,10 +128,10 @@ class SID(Method):
     def inference(self) -> Program:
         return self.program()
 
-    def encode(self, hub: nn.Module | None, batch: Batch) -> Mapping[str, Tensor]:
-        return {} if hub is None else {"z": hub(batch.x)}
+    def encode(self, hub: nn.Module | None, batch: Batch) -> Message:
+        return () if hub is None else (hub(batch.x),)
 
-    def source(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+    def source(self, batch: Batch, shared: Message, task: Task) -> Message:
         features = (batch.x,) if self.form == "trunk" else ()
         if self.belief == "none":
             return features
@@ -145,7 +145,8 @@ class SID(Method):
 
     def refine_shared(self, cell: Cell, log_prev: Tensor | None = None) -> Emit:
         """log_prev: (..., C) the belief of the module before."""
-        return self.judge(cell, read_out(cell.block.net, cell.shared["z"], log_prev, self.belief), log_prev)
+        (z,) = cell.shared
+        return self.judge(cell, read_out(cell.block.net, z, log_prev, self.belief), log_prev)
 
     def judge(self, cell: Cell, logits: Tensor, log_prev: Tensor | None, *features: Tensor) -> Emit:
         """The block's belief, its objective, and what it passes on."""

@@ -99,7 +99,7 @@ def test_noise_of_a_cell_is_a_function_of_its_key_alone() -> None:
     x = torch.zeros(2, 3)
 
     def noise(key: int) -> Tensor:
-        return Cell(Block(0, 1, nn.Identity()), Batch(x, None), small_task(), {}, {}, key).randn(4)
+        return Cell(Block(0, 1, nn.Identity()), Batch(x, None), small_task(), (), {}, key).randn(4)
 
     first = noise(1)
     torch.manual_seed(99)

@@ -91,7 +91,7 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
 
 def test_a_batchs_target_is_made_once_for_each_smoothing() -> None:
     batch = Batch(X, Y)
-    cells = [Cell(Block(n, 2, nn.Identity()), batch, TASK, {}, {}, key=0) for n in range(2)]
+    cells = [Cell(Block(n, 2, nn.Identity()), batch, TASK, (), {}, key=0) for n in range(2)]
     assert cells[0].target(0.2) is cells[1].target(0.2)
     for smoothing in (0.2, 0.0):
         assert torch.equal(cells[1].target(smoothing), TASK.target(Y, smoothing))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -428,7 +428,7 @@ class Counting(LocalCE):
     def inference(self) -> Program:
         return Down(self.down), Each(self.double), Up(self.up)
 
-    def sink(self, batch: Batch, shared: Mapping[str, Tensor], task: Task) -> Message:
+    def sink(self, batch: Batch, shared: Message, task: Task) -> Message:
         return (torch.zeros(()),)
 
     def down(self, cell: Cell, after: Tensor) -> Emit:

@@ -243,7 +243,7 @@ def cell_of(method: BLL, units: int, y: Tensor, key: int = 0) -> Cell:
     law = method.law()
     latents = Latents(law, torch.Size([law.width(units) if law.width(1) == STATES else units]), mapped=False)
     block = Block(0, 1, nn.Identity(), latents=latents, twin=twins("linear", [latents], CLASSES, 1)[0])
-    return Cell(block, Batch(torch.zeros(len(y), 1), y), Classification(CLASSES, torch.zeros(1, 1)), {}, {}, key)
+    return Cell(block, Batch(torch.zeros(len(y), 1), y), Classification(CLASSES, torch.zeros(1, 1)), (), {}, key)
 
 
 def objective(method: BLL, cell: Cell, a: Tensor, b: Tensor, m: float) -> Tensor:
