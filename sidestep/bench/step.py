@@ -19,7 +19,7 @@ from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
 from sidestep.core.task import classes
-from sidestep.engines.streaming import compile_calls
+from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
 from sidestep.measure.cost import like

@@ -1,10 +1,15 @@
-"""One process, one block at a time: forward, backward, update, and the graph is gone before the next block starts."""
+"""One block at a time: forward, backward, update, and the graph is gone before the next block starts.
+
+An engine has all blocks, or some consecutive ones and a wire to those of others.  What it does is a generator: it
+yields the way of a message that it needs from elsewhere, and is sent the message.  So one process, several, and several
+engines that take turns in one are the same code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import FunctionType
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +21,33 @@ from sidestep.core.method import Method
 from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
 
-from .update import Updater, UpdateRule, clip_norm
+from .compiled import compilable, compile_calls
+from .update import Updater, UpdateRule, clip_to, norms
+from .wire import Edge, T, Wire, Work
+
+See = Callable[[Block, Message, Emit], object]
+"""What is shown of every cell of an inference: the block, the message it got, and what it left behind."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step measured.  loss: (K,) each block's objective, NaN where a block has none; nothing is synchronised."""
+    """What a step measured; nothing is synchronised.
+
+    loss: (K,) each block's objective, NaN where a block has none or is elsewhere.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]  # "<block>/<name>" -> ()
 
 
+@final
 class Streaming:
-    """Runs a method's program in one process.
+    """Runs a method's program.
 
     A block is updated right after its own last cell, so that at most the graphs the program asks for are alive at once:
     one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
+
+    own: the blocks, from 0, that are here, the hub being with the first; None is all.  wire: to those elsewhere.
 
     total_steps: of the whole run, for a method whose objective changes over it.
 
@@ -46,6 +62,8 @@ class Streaming:
         task: Task,
         rule: UpdateRule,
         *,
+        own: range | None = None,
+        wire: Wire | None = None,
         seed: int = 0,
         accumulate: int = 1,
         freeze: Collection[int] = (),
@@ -53,12 +71,19 @@ class Streaming:
         compile: bool = False,
         total_steps: int | None = None,
     ) -> None:
+        count = len(chain.blocks)
         if accumulate < 1:
             raise ValueError(f"got accumulate={accumulate}, expected 1 or more micro-batches.")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"got total_steps={total_steps}, expected 1 or more.")
-        if outside := sorted(set(freeze) - set(range(len(chain.blocks)))):
-            raise ValueError(f"got freeze={outside[0]}, expected blocks, from 0 to {len(chain.blocks) - 1}.")
+        if outside := sorted(set(freeze) - set(range(count))):
+            raise ValueError(f"got freeze={outside[0]}, expected blocks, from 0 to {count - 1}.")
+        self.own = range(count) if own is None else own
+        if not self.own or self.own.step != 1 or self.own.start < 0 or self.own.stop > count:
+            raise ValueError(f"got own={self.own}, expected one or more consecutive blocks, from 0 to {count - 1}.")
+        if wire is None and len(self.own) < count:
+            raise ValueError(f"got own={self.own} of {count} blocks and no wire; give one, or let all be here.")
+        self.wire = wire
         for n in freeze:
             chain.blocks[n].requires_grad_(False)
         self.freeze = frozenset(freeze)
@@ -68,15 +93,34 @@ class Streaming:
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
-        self.cells = plan(self.program, len(chain.blocks))
-        self.modules = [m for _, part in chain.parts() for m in part.modules()]
-        self.updaters = {part: Updater(module, rule) for part, module in chain.parts()}
-        hub = self.updaters.get("hub")
-        self.derived = Derived(len(chain.blocks), self.program, hub_trained=hub is not None and bool(hub.parameters))
+        self.cells = [(i, n) for i, n in plan(self.program, count) if n in self.own]
+        here = {f"blocks.{n}" for n in self.own} | ({"hub"} if 0 in self.own else set())
+        self.parts = [(part, module) for part, module in chain.parts() if part in here]
+        self.modules = [m for _, part in self.parts for m in part.modules()]
+        self.updaters = {part: Updater(module, rule) for part, module in self.parts}
+        hub_trained = chain.hub is not None and any(p.requires_grad for p in chain.hub.parameters())
+        self.derived = Derived(count, self.program, hub_trained)
         self.steps = 0
+        self.answers = 0  # inferences run, which tells their messages apart
         if compile:
             for module in compilable(chain):
                 compile_calls(module)
+
+    def run(self, work: Work[T]) -> T:
+        """Do the work, waiting for the messages it asks for."""
+        try:
+            edge = next(work)
+            while True:
+                edge = work.send(self._other.receive(edge))
+        except StopIteration as done:
+            return done.value
+        finally:
+            work.close()  # where a message did not come, so that what was begun is undone
+
+    @property
+    def _other(self) -> Wire:
+        assert self.wire is not None, "all blocks are here"
+        return self.wire
 
     # ---------------------------------------------------------------- training
 
@@ -85,6 +129,10 @@ class Streaming:
 
         Raises ValueError, before anything is touched, for a batch that cannot be learnt from.
         """
+        return self.run(self.stepping(batch))
+
+    def stepping(self, batch: tuple[Tensor, Tensor]) -> Work[StepMetrics]:
+        """`step`, as work."""
         x, y = batch
         self.task.check(x, y)
         if len(x) % self.accumulate:
@@ -94,10 +142,10 @@ class Streaming:
         metrics: dict[str, Tensor] = {}
         try:
             for a, micro in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
-                part = Batch(*micro, self.steps, a, self.progress)
-                losses.append(self._sweep(part, metrics, update=a == self.accumulate - 1, scale=1 / self.accumulate))
+                part, last = Batch(*micro, self.steps, a, self.progress), a == self.accumulate - 1
+                losses.append((yield from self._sweep(part, metrics, update=last, scale=1 / self.accumulate)))
             if self._update_together:
-                self._update_all()
+                yield from self._update_all()
         except BaseException:
             self._forget_gradients()  # of a step that was interrupted: the next must not add to them
             raise
@@ -113,9 +161,15 @@ class Streaming:
         x, y = batch
         self.task.check(x, y)
         self._train_mode()
-        with frozen_statistics(*(module for _, module in self.chain.parts())):
-            self._sweep(Batch(x, y, self.steps, 0, self.progress), {}, update=False, scale=1.0, only=losses)
-        found = {name: p.grad for name, p in self.chain.named_parameters() if p.grad is not None}
+        with frozen_statistics(*(module for _, module in self.parts)):
+            whole = Batch(x, y, self.steps, 0, self.progress)
+            self.run(self._sweep(whole, {}, update=False, scale=1.0, only=losses))
+        found = {
+            f"{part}.{name}": p.grad
+            for part, module in self.parts
+            for name, p in module.named_parameters()
+            if p.grad is not None
+        }
         self._forget_gradients()
         return found
 
@@ -125,14 +179,16 @@ class Streaming:
         return None if self.total_steps is None else min(self.steps / self.total_steps, 1.0)
 
     def _forget_gradients(self) -> None:
-        for _, p in self.chain.named_parameters():
-            p.grad = None
+        for module in self.modules:
+            for p in module.parameters(recurse=False):
+                p.grad = None
 
     def _train_mode(self) -> None:
         # Asked first, as setting it would cost a small block's time; of every module, since whoever holds the network
         # or its export may have put a part of a block in eval mode.
         if not all(module.training for module in self.modules):
-            self.chain.train()
+            for _, module in self.parts:
+                module.train()
 
     @property
     def _update_together(self) -> bool:
@@ -146,22 +202,28 @@ class Streaming:
         update: bool,
         scale: float,
         only: Collection[int] | None = None,
-    ) -> dict[int, Tensor]:
+    ) -> Work[dict[int, Tensor]]:
         """Run all cells on one micro-batch and return its losses; with `update`, a block moves once it is done."""
-        encoded = run_hub(self.method.encode, self.chain.hub, batch, self.context)
-        shared = [leaves(encoded, self.derived.hub_trained) for _ in self.chain.blocks]
-        cells = [Cell(b, batch, self.task, shared[b.index], {}, key=0) for b in self.chain.blocks]
+        encoded = yield from self._encode(batch, self.chain.hub)
+        shared = {n: leaves(encoded, self.derived.hub_trained) for n in self.own}
+        cells = {n: Cell(self.chain.blocks[n], batch, self.task, shared[n], {}, key=0) for n in self.own}
         losses: dict[int, Tensor] = {}
         carry: Message = ()
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            emit = run_cell(p, cell, self._incoming(p, n, carry, batch, shared[n]), self.context)
+            message = yield from self._incoming(i, p, n, carry, batch, shared[n])
+            emit = run_cell(p, cell, message, self.context)
+            away = self._outgoing(i, p, n, batch)
+            if away and not emit.send_grad:
+                self._other.send(away, detached(emit.send))  # before the backward call, which others need not wait for
             if emit.loss is not None:
                 losses[n] = emit.loss.detach()
                 if only is not None and n not in only:
                     emit.loss = emit.loss * 0.0
             sent = finish_cell(learnable(emit) if n in self.freeze else emit, scale)
+            if away and emit.send_grad:
+                self._other.send(away, sent)
             if p.order != "each":
                 carry = sent
             metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
@@ -171,41 +233,93 @@ class Streaming:
                 if update and not self._update_together:
                     self._update(f"blocks.{n}")
         if self.derived.hub_trained:
-            self._backward_hub(encoded, shared)
-            if update and not self._update_together:
+            yield from self._backward_hub(batch, encoded, shared)
+            if update and not self._update_together and "hub" in self.updaters:
                 self._update("hub")
         return losses
 
-    def _incoming(self, p: Pass, n: int, carry: Message, batch: Batch, shared: Message) -> Message:
+    def _encode(self, batch: Batch, hub: nn.Module | None) -> Work[Message]:
+        """The hub's output: made where the first block is, and handed on."""
+        if hub is None:
+            return ()
+        first, after = self.own.start, self.own.stop
+        if first == 0:
+            with torch.set_grad_enabled(batch.y is not None):
+                encoded = run_hub(self.method.encode, hub, batch, self.context)
+        else:
+            encoded = yield self._edge("hub", batch, first - 1, first)
+        if after < self.derived.count:
+            self._other.send(self._edge("hub", batch, after - 1, after), detached(encoded))
+        return encoded
+
+    def _incoming(self, i: int, p: Pass, n: int, carry: Message, batch: Batch, shared: Message) -> Work[Message]:
         if p.order == "each":
             return ()
-        if p.order == "up":
-            return self.method.source(batch, shared, self.task) if n == 0 else carry
-        return self.method.sink(batch, shared, self.task) if n == len(self.chain.blocks) - 1 else carry
+        if p.order == "up" and n == 0:
+            return self.method.source(batch, shared, self.task)
+        if p.order == "down" and n == self.derived.count - 1:
+            return self.method.sink(batch, shared, self.task)
+        before = n - 1 if p.order == "up" else n + 1
+        if before in self.own:
+            return carry
+        return (yield self._edge(f"{i} {p.name}", batch, before, n))
 
-    def _backward_hub(self, encoded: Message, shared: list[Message]) -> None:
-        outputs: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for k, output in enumerate(encoded):
-            # Folded in block order: addition is not associative, and ranks must agree with one process.
-            total: Tensor | None = None
-            for its in shared:
-                gradient = its[k].grad
-                if gradient is not None:
-                    total = gradient if total is None else total + gradient
-            if total is not None:
-                outputs.append(output)
-                gradients.append(total)
-        if outputs:
-            torch.autograd.backward(outputs, gradients)
+    def _outgoing(self, i: int, p: Pass, n: int, batch: Batch) -> Edge | None:
+        """The way of what a cell sends, if that leads elsewhere."""
+        after = {"up": n + 1, "down": n - 1, "each": n}[p.order]
+        if after in self.own or not 0 <= after < self.derived.count:
+            return None
+        return self._edge(f"{i} {p.name}", batch, n, after)
+
+    def _edge(self, what: str, batch: Batch, source: int, target: int) -> Edge:
+        training = batch.y is not None
+        return Edge(what, training, batch.step if training else self.answers, batch.micro, source, target)
+
+    def _backward_hub(self, batch: Batch, encoded: Message, shared: Mapping[int, Message]) -> Work[None]:
+        """Add what the blocks ask of the hub, passing the sum on, and differentiate it where the hub is."""
+        first, after, last = self.own.start, self.own.stop, self.derived.count - 1
+        totals: list[Tensor | None] = [None] * len(encoded)
+        if first > 0:
+            totals = unpacked((yield self._edge("hub gradient", batch, first - 1, first)))
+        # Folded in block order: addition is not associative, and all engines must agree.
+        for n in self.own:
+            for k, leaf in enumerate(shared[n]):
+                if leaf.grad is not None:
+                    before = totals[k]
+                    totals[k] = leaf.grad if before is None else before + leaf.grad
+        if after <= last:
+            self._other.send(self._edge("hub gradient", batch, after - 1, after), packed(totals, encoded))
+        elif first > 0:
+            self._other.send(self._edge("hub gradient", batch, last, 0), packed(totals, encoded))
+        if first > 0:
+            return
+        if after <= last:
+            totals = unpacked((yield self._edge("hub gradient", batch, last, 0)))
+        found = [(output, total) for output, total in zip(encoded, totals, strict=True) if total is not None]
+        if found:
+            torch.autograd.backward([output for output, _ in found], [total for _, total in found])
 
     def _update(self, part: str) -> None:
         self.updaters[part].clip()
         self.updaters[part].step(self.steps)
 
-    def _update_all(self) -> None:
+    def _update_all(self) -> Work[None]:
+        """Clip by the norm of all gradients, for which all norms go up and their norm comes down, and update."""
         assert self.rule.clip is not None
-        clip_norm([p for u in self.updaters.values() for p in u.parameters], self.rule.clip)
+        first, after, count = self.own.start, self.own.stop, self.derived.count
+        parameters = [p for u in self.updaters.values() for p in u.parameters]
+        found, step = norms(parameters), self.steps
+        if first > 0:
+            (before,) = yield Edge("norms", True, step, 0, first - 1, first)
+            found = torch.cat([before, found])
+        if after < count:
+            self._other.send(Edge("norms", True, step, 0, after - 1, after), (found,))
+            (total,) = yield Edge("norm", True, step, 0, after, after - 1)
+        else:
+            total = torch.linalg.vector_norm(found)
+        if first > 0:
+            self._other.send(Edge("norm", True, step, 0, first, first - 1), (total,))
+        clip_to(parameters, self.rule.clip, total)
         for updater in self.updaters.values():
             updater.step(self.steps)
 
@@ -214,35 +328,49 @@ class Streaming:
         return torch.stack(
             [
                 torch.stack([micro[n] for micro in losses]).mean() if n in losses[0] else missing
-                for n in range(len(self.chain.blocks))
+                for n in range(self.derived.count)
             ]
         )
 
     # --------------------------------------------------------------- inference
 
-    @torch.no_grad()
     def predict(self, x: Tensor) -> list[Tensor | None]:
-        """Logits (B, C) of every block, None where a block has no read-out.  Eval mode; moving averages where kept."""
-        logits: list[Tensor | None] = [None] * len(self.chain.blocks)
-        for block, _, emit in self.infer(x):
-            if emit.logits is not None:
-                logits[block.index] = emit.logits
+        """Logits (B, C) of every block, None where a block has no read-out or is elsewhere.
+
+        Eval mode; moving averages where they are kept.
+        """
+        logits: list[Tensor | None] = [None] * self.derived.count
+
+        def see(block: Block, message: Message, emit: Emit) -> None:
+            logits[block.index] = emit.logits if emit.logits is not None else logits[block.index]
+
+        self.infer(x, see)
         return logits
 
-    def infer(self, x: Tensor) -> Iterator[tuple[Block, Message, Emit]]:
-        """What `predict` runs, cell by cell: the block, the message it gets, and what it leaves behind."""
+    def infer(self, x: Tensor, see: See) -> None:
+        """Run what `predict` runs, and have every cell seen."""
+        self.run(self.inferring(x, see))
+
+    def inferring(self, x: Tensor, see: See) -> Work[None]:
+        """`infer`, as work."""
         chain, program = self.inference_chain, self.method.inference()
         chain.train(False)
         batch = Batch(x, None)
-        shared = run_hub(self.method.encode, chain.hub, batch, self.context)
-        cells = [Cell(block, batch, self.task, shared, {}, key=0) for block in chain.blocks]
+        self.answers += 1
+        shared = yield from self._encode(batch, chain.hub)
+        cells = {n: Cell(chain.blocks[n], batch, self.task, shared, {}, key=0) for n in self.own}
         carry: Message = ()
-        for i, n in plan(program, len(chain.blocks)):
+        for i, n in plan(program, self.derived.count):
+            if n not in self.own:
+                continue
             p, cell = program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = self._incoming(p, n, carry, batch, shared)
-            emit = run_cell(p, cell, message, self.context)
-            yield cell.block, message, emit
+            message = yield from self._incoming(i, p, n, carry, batch, shared)
+            with torch.no_grad():  # not around what waits: another engine may have its turn meanwhile
+                emit = run_cell(p, cell, message, self.context)
+            if away := self._outgoing(i, p, n, batch):
+                self._other.send(away, emit.send)
+            see(cell.block, message, emit)
             if p.order != "each":
                 carry = emit.send
 
@@ -251,65 +379,55 @@ class Streaming:
         """The chain that inference uses: moving averages where they are kept, else the trained parts themselves."""
         if self.rule.ema is None:
             return self.chain
+        average = {part: updater.for_inference for part, updater in self.updaters.items()}
         blocks: list[Block] = []
         for block in self.chain.blocks:
-            average = self.updaters[f"blocks.{block.index}"].for_inference
-            assert isinstance(average, Block)
-            blocks.append(average)
-        hub = self.updaters["hub"].for_inference if self.chain.hub is not None else None
-        return Chain(blocks, hub, self.chain.at)
+            own = average.get(f"blocks.{block.index}", block)
+            assert isinstance(own, Block)
+            blocks.append(own)
+        return Chain(blocks, average.get("hub", self.chain.hub), self.chain.at)
 
     # ------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, keyed by part: the same layout for every engine and number of ranks."""
+        """Everything a resumed run needs, keyed by part: the same layout however many processes there are."""
         state = {"steps": torch.tensor(self.steps)}
-        for part, module in self.chain.parts():
+        for part, module in self.parts:
             state.update({f"{part}/model/{k}": v for k, v in module.state_dict().items()})
             state.update({f"{part}/{k}": v for k, v in self.updaters[part].state_dict().items()})
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`.  Raises ValueError for a state of another chain."""
+        """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""
+        elsewhere = {part for part, _ in self.chain.parts()} - self.updaters.keys()
+        state = {k: v for k, v in state.items() if k.partition("/")[0] not in elsewhere}
         # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
         ours, theirs = ({k: v.shape for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state))
         if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
             raise ValueError(
                 f"the saved state and this network differ at {differ[0]!r}; resume with the same model, cut and ema."
             )
-        for part, module in self.chain.parts():
+        for part, module in self.parts:
             own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
         self.steps = int(state["steps"])
 
 
+def detached(message: Message) -> Message:
+    return tuple(m.detach() for m in message)
+
+
+def packed(totals: Sequence[Tensor | None], like: Message) -> Message:
+    """Gradients that may be missing, as a message: an empty tensor stands for none."""
+    return tuple(x.new_empty(0) if total is None else total for total, x in zip(totals, like, strict=True))
+
+
+def unpacked(message: Message) -> list[Tensor | None]:
+    return [m if m.numel() else None for m in message]
+
+
 def learnable(emit: Emit) -> Emit:
     """Without what reaches no parameter: a frozen block's objective, or pull, on inputs that ask for no gradient."""
     loss = emit.loss if emit.loss is not None and emit.loss.requires_grad else None
     return replace(emit, loss=loss, pull=tuple(pair for pair in emit.pull if pair[0].requires_grad))
-
-
-def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
-    """Compile what calling the module runs, in place; a copy of the module is not compiled.
-
-    Not `module.compile()`: that compiles a frame of torch's own, which the compiler skips, so that of an nn.Sequential
-    it captures nothing.  From a function of ours it looks inside.
-    """
-    # Torch has no public name for a call with its hooks, nor for where Module.compile() leaves its result: called in
-    # place of _call_impl, and not copied.
-    call = module._call_impl  # pyright: ignore[reportPrivateUsage]
-
-    def compiled(*args: Tensor) -> object:
-        return call(*args)
-
-    # The compiler gives up on a code object after a few versions of it, eight by default.  Each module has its own.
-    code = compiled.__code__.replace()
-    own = FunctionType(code, compiled.__globals__, compiled.__name__, closure=compiled.__closure__)
-    module._compiled_call_impl = torch.compile(own, backend=backend)  # pyright: ignore[reportPrivateUsage]  # as above
-
-
-def compilable(chain: Chain) -> list[nn.Module]:
-    """The modules whose forward is worth compiling: each net and each part hung on it, not the passes around them."""
-    modules = [m for block in chain.blocks for m in (block.net, *block.extras.values())]
-    return modules if chain.hub is None else [chain.hub, *modules]

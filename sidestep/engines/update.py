@@ -105,3 +105,13 @@ class Updater:
 
 def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
     nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def norms(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norms of all gradients there are, (P,), of which `clip_norm` takes the norm."""
+    return torch.stack([torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None])
+
+
+def clip_to(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
+    """`clip_norm` where the norm, (), is that of more than these parameters."""
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)

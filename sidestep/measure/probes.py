@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.assemble import EVAL_BATCH, Assembly
-from sidestep.core.emit import Message
+from sidestep.core.block import Block
+from sidestep.core.emit import Emit, Message
 from sidestep.core.task import classes
 from sidestep.data.samples import Source
 from sidestep.engines.streaming import Streaming
@@ -95,11 +96,14 @@ def sent(engine: Streaming, x: Tensor) -> list[Tensor | None]:
     For a last block that sends its logits, as those with the model's own classifier do, it is the classifier's input.
     """
     found: list[Tensor | None] = [None] * len(engine.chain.blocks)
-    for block, message, emit in engine.infer(x):
+
+    def see(block: Block, message: Message, emit: Emit) -> None:
         if emit.send:
             is_answer = emit.send[0] is emit.logits
             with engine.context.precision():
                 found[block.index] = before_read_out(block.net, message) if is_answer else emit.send[0]
+
+    engine.infer(x, see)
     return found
 
 

@@ -20,7 +20,8 @@ from sidestep.core.cell import Batch, Cell
 from sidestep.core.emit import Emit, Message
 from sidestep.core.program import Down, Each, Program, Up
 from sidestep.core.task import Task
-from sidestep.engines.streaming import Streaming, compile_calls
+from sidestep.engines.compiled import compile_calls
+from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
@@ -448,7 +449,8 @@ def test_inference_may_sweep_down_before_it_sweeps_up() -> None:
     x = some_batch()[0]
     for after, a, b in zip((2, 1, 0), plain.predict(x), counting.predict(x), strict=True):
         assert a is not None and b is not None and torch.equal(a + 2 * after, b)
-    visits = [(block.index, len(message), [*emit.keep]) for block, message, emit in counting.infer(x)]
+    visits: list[tuple[int, int, list[str]]] = []
+    counting.infer(x, lambda block, message, emit: visits.append((block.index, len(message), [*emit.keep])))
     kept = ["after"]
     down_and_each = [visit for n in (2, 1, 0) for visit in ((n, 1, kept), (n, 0, kept))]
     assert visits == [*down_and_each, *((n, 1, []) for n in range(3))]
