@@ -27,6 +27,8 @@ PLAIN = "backprop, one head"
 SID_STRONG = "SID, strong recipe"
 PLAIN_STRONG = "backprop, one head, strong recipe"
 SMOOTHED_STRONG = "backprop, one head, strong recipe, smoothed as SID’s last block"
+CASCADE_STRONG = "belief cascade by backprop, strong recipe"
+HEADS_STRONG = "parallel heads on SID’s targets, strong recipe"
 NETWORKS = {
     "pooled": ("the pooled network, whose loss is nearest to the log’s", "--set model.pooled=true"),
     "BatchNorm": ("`simplecnn` with BatchNorm", ""),
@@ -74,8 +76,9 @@ def answer(groups: Mapping[str, Sequence[Row]], network: str) -> str | None:
     for arm in (PLAIN, PLAIN_STRONG, SMOOTHED_STRONG):
         if gap := minus(sid, groups.get(on(arm, network), []), last_ten):
             sentences.append(f"SID less “{arm}”: {points(gap)} points.")
-    if gap := minus(groups.get(on(SID_STRONG, network), []), groups.get(on(PLAIN_STRONG, network), []), last_ten):
-        sentences.append(f"Both under the strong recipe: SID less backprop with one head {points(gap)} points.")
+    for arm in (PLAIN_STRONG, CASCADE_STRONG, HEADS_STRONG):
+        if gap := minus(groups.get(on(SID_STRONG, network), []), groups.get(on(arm, network), []), last_ten):
+            sentences.append(f"“{SID_STRONG}” less “{arm}”: {points(gap)} points.")
     return " ".join(sentences).replace("-", "−")
 
 
@@ -108,6 +111,8 @@ def grids(network: str, strong_seeds: Mapping[Machine, int] = THREE_ON_GPU) -> l
         SID_STRONG: f"train sid {BATCHNORM} --blocks 5 --form shared",
         PLAIN_STRONG: f"train backprop {BATCHNORM} --blocks 1",
         SMOOTHED_STRONG: f"train backprop {BATCHNORM} --blocks 1 --label-smoothing 0.03125",
+        CASCADE_STRONG: like_them[CASCADE],
+        HEADS_STRONG: f"train sid {BATCHNORM} --blocks 5 --form shared --belief none",
     }
     return [
         Grid({on(arm, network): f"{own} {words}" for arm, own in arms.items()}, common, seeds=seeds)

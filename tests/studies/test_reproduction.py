@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidestep.studies.reproduction import CASCADE, PLAIN_STRONG, SID, SID_STRONG, on, page
+from sidestep.studies.reproduction import CASCADE, CASCADE_STRONG, HEADS_STRONG, PLAIN_STRONG, SID, SID_STRONG, on, page
 from tests.studies.made import over_epochs
 from tests.studies.pages import columns, written_of_every_part
 
@@ -29,8 +29,18 @@ def test_the_gain_is_said_of_the_log_and_of_ours_and_what_lies_outside_is_named(
     assert "1.73 over the last ten epochs of their log, and −1.00 here." in text
     assert "Further than 1.5 points from the log: the cascade by +2.78 points." in text
     assert f"SID less “{PLAIN_STRONG}”: −5.00 points." in text
-    assert "Both under the strong recipe: SID less backprop with one head −1.00 points." in text
+    assert "“SID, strong recipe” less “backprop, one head, strong recipe”: −1.00 points." in text
     assert "pooled network" not in text  # it has no rows
+
+
+def test_under_the_strong_recipe_sid_stands_beside_every_control_that_has_run() -> None:
+    strong = [
+        over_epochs(on(CASCADE_STRONG, "BatchNorm"), curve(0.83)),
+        over_epochs(on(HEADS_STRONG, "BatchNorm"), curve(0.86)),
+    ]
+    text = page([*ROWS, *strong]).answer
+    assert f"“{SID_STRONG}” less “{CASCADE_STRONG}”: +1.00 points." in text
+    assert f"“{SID_STRONG}” less “{HEADS_STRONG}”: −2.00 points." in text
 
 
 def test_each_network_is_answered_by_its_own_rows() -> None:
