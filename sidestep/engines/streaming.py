@@ -227,7 +227,7 @@ class Streaming:
             if p.order != "each":
                 carry = sent
             metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
-            del emit
+            del emit, message
             if i == self.derived.last_pass:
                 cell.kept.clear()
                 if update and not self._update_together:
@@ -308,7 +308,7 @@ class Streaming:
         assert self.rule.clip is not None
         first, after, count = self.own.start, self.own.stop, self.derived.count
         parameters = [p for u in self.updaters.values() for p in u.parameters]
-        found, step = norms(parameters), self.steps
+        found, step = norms(parameters, self.context.device), self.steps
         if first > 0:
             (before,) = yield Edge("norms", True, step, 0, first - 1, first)
             found = torch.cat([before, found])

@@ -107,9 +107,10 @@ def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
     nn.utils.clip_grad_norm_(parameters, limit)
 
 
-def norms(parameters: Sequence[nn.Parameter]) -> Tensor:
+def norms(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
     """The norms of all gradients there are, (P,), of which `clip_norm` takes the norm."""
-    return torch.stack([torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None])
+    found = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    return torch.stack(found) if found else torch.empty(0, device=device)
 
 
 def clip_to(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:

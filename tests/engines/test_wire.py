@@ -16,11 +16,12 @@ from sidestep.engines.update import UpdateRule
 from sidestep.engines.wire import Edge, LocalWire, Work, in_turn
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
-from tests.conftest import BLOCKS, Case, adam, engine_for, sgd, small_net, some_batch
+from tests.conftest import BLOCKS, CASES, Case, adam, engine_for, sgd, small_net, some_batch
 from tests.test_conformance import states_equal
 
 STEPS = 4
 SHARES = [[range(2), range(2, 3)], [range(1), range(1, 3)], [range(n, n + 1) for n in range(BLOCKS)]]
+BACKPROP = next(case for case in CASES if case.id == "backprop")
 every_share = pytest.mark.parametrize("shares", SHARES, ids=["2+1", "1+2", "1+1+1"])
 RULES: dict[str, UpdateRule] = {
     "sgd": sgd(),
@@ -71,6 +72,17 @@ def test_parameters_losses_and_answers_are_those_of_one_engine(
     for a, b in zip(logits, alone.predict(x), strict=True):
         assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
     assert not wire.arrived  # nothing was sent that nobody asked for
+
+
+@every_share
+def test_an_engine_whose_blocks_are_all_frozen_has_no_gradients_to_clip(shares: list[range]) -> None:
+    rule = adam(clip=0.1)
+    alone = engine_for(Backprop(), rule=rule, freeze=[2])
+    wire, engines = shared_out(BACKPROP, shares, rule, freeze=[2])
+    for step in range(2):
+        alone.step(some_batch(step))
+        in_turn([engine.stepping(some_batch(step)) for engine in engines], wire)
+    assert states_equal(merged(engines), alone.state_dict())
 
 
 def test_an_engine_runs_ahead_just_where_no_later_block_is_waited_for(case: Case) -> None:
@@ -145,8 +157,8 @@ def test_a_step_whose_message_does_not_come_leaves_no_gradients() -> None:
 
 
 def test_engines_that_all_wait_are_told_for_what() -> None:
-    wire, engines = shared_out(Case("local_ce", LocalCE(), True, lambda *_: torch.zeros(())), SHARES[0], sgd())
-    with pytest.raises(AssertionError, match="everybody waits: 0 learn from block 1 to 2, step 0, micro-batch 0"):
+    wire, engines = shared_out(BACKPROP, SHARES[0], sgd())
+    with pytest.raises(AssertionError, match="everybody waits: 0 forward from block 1 to 2, step 0, micro-batch 0"):
         in_turn([engines[1].stepping(some_batch())], wire)
 
 
