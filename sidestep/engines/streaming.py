@@ -22,8 +22,9 @@ from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
 
 from .compiled import compilable, compile_calls
-from .update import Updater, UpdateRule, clip_to, norms
-from .wire import Edge, T, Wire, Work
+from .relay import Relay
+from .update import Updater, UpdateRule, norms
+from .wire import T, When, Wire, Work
 
 See = Callable[[Block, Message, Emit], object]
 """What is shown of every cell of an inference: the block, the message it got, and what it left behind."""
@@ -79,11 +80,7 @@ class Streaming:
         if outside := sorted(set(freeze) - set(range(count))):
             raise ValueError(f"got freeze={outside[0]}, expected blocks, from 0 to {count - 1}.")
         self.own = range(count) if own is None else own
-        if not self.own or self.own.step != 1 or self.own.start < 0 or self.own.stop > count:
-            raise ValueError(f"got own={self.own}, expected one or more consecutive blocks, from 0 to {count - 1}.")
-        if wire is None and len(self.own) < count:
-            raise ValueError(f"got own={self.own} of {count} blocks and no wire; give one, or let all be here.")
-        self.wire = wire
+        self.relay = Relay(self.own, count, wire)
         for n in freeze:
             chain.blocks[n].requires_grad_(False)
         self.freeze = frozenset(freeze)
@@ -111,16 +108,11 @@ class Streaming:
         try:
             edge = next(work)
             while True:
-                edge = work.send(self._other.receive(edge))
+                edge = work.send(self.relay.receive(edge))
         except StopIteration as done:
             return done.value
         finally:
             work.close()  # where a message did not come, so that what was begun is undone
-
-    @property
-    def _other(self) -> Wire:
-        assert self.wire is not None, "all blocks are here"
-        return self.wire
 
     # ---------------------------------------------------------------- training
 
@@ -204,7 +196,8 @@ class Streaming:
         only: Collection[int] | None = None,
     ) -> Work[dict[int, Tensor]]:
         """Run all cells on one micro-batch and return its losses; with `update`, a block moves once it is done."""
-        encoded = yield from self._encode(batch, self.chain.hub)
+        when = When(True, batch.step, batch.micro)
+        encoded = yield from self._encode(batch, when, self.chain.hub)
         shared = {n: leaves(encoded, self.derived.hub_trained) for n in self.own}
         cells = {n: Cell(self.chain.blocks[n], batch, self.task, shared[n], {}, key=0) for n in self.own}
         losses: dict[int, Tensor] = {}
@@ -212,18 +205,18 @@ class Streaming:
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self._incoming(i, p, n, carry, batch, shared[n])
+            message = yield from self._incoming(i, p, n, carry, batch, when, shared[n])
             emit = run_cell(p, cell, message, self.context)
-            away = self._outgoing(i, p, n, batch)
+            away = self.relay.after(p.order, f"{i} {p.name}", when, n)
             if away and not emit.send_grad:
-                self._other.send(away, detached(emit.send))  # before the backward call, which others need not wait for
+                self.relay.send(away, emit.send)  # before the backward call, which others need not wait for
             if emit.loss is not None:
                 losses[n] = emit.loss.detach()
                 if only is not None and n not in only:
                     emit.loss = emit.loss * 0.0
             sent = finish_cell(learnable(emit) if n in self.freeze else emit, scale)
             if away and emit.send_grad:
-                self._other.send(away, sent)
+                self.relay.send(away, sent)
             if p.order != "each":
                 carry = sent
             metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
@@ -233,71 +226,55 @@ class Streaming:
                 if update and not self._update_together:
                     self._update(f"blocks.{n}")
         if self.derived.hub_trained:
-            yield from self._backward_hub(batch, encoded, shared)
+            yield from self._backward_hub(when, encoded, shared)
             if update and not self._update_together and "hub" in self.updaters:
                 self._update("hub")
         return losses
 
-    def _encode(self, batch: Batch, hub: nn.Module | None) -> Work[Message]:
+    def _encode(self, batch: Batch, when: When, hub: nn.Module | None) -> Work[Message]:
         """The hub's output: made where the first block is, and handed on."""
         if hub is None:
             return ()
-        first, after = self.own.start, self.own.stop
-        if first == 0:
-            with torch.set_grad_enabled(batch.y is not None):
-                encoded = run_hub(self.method.encode, hub, batch, self.context)
-        else:
-            encoded = yield self._edge("hub", batch, first - 1, first)
-        if after < self.derived.count:
-            self._other.send(self._edge("hub", batch, after - 1, after), detached(encoded))
-        return encoded
 
-    def _incoming(self, i: int, p: Pass, n: int, carry: Message, batch: Batch, shared: Message) -> Work[Message]:
+        def made(before: Message | None) -> Message:
+            if before is not None:
+                return before
+            with torch.set_grad_enabled(when.training):
+                return run_hub(self.method.encode, hub, batch, self.context)
+
+        return (yield from self.relay.climb("hub", when, made))
+
+    def _incoming(
+        self, i: int, p: Pass, n: int, carry: Message, batch: Batch, when: When, shared: Message
+    ) -> Work[Message]:
         if p.order == "each":
             return ()
         if p.order == "up" and n == 0:
             return self.method.source(batch, shared, self.task)
         if p.order == "down" and n == self.derived.count - 1:
             return self.method.sink(batch, shared, self.task)
-        before = n - 1 if p.order == "up" else n + 1
-        if before in self.own:
-            return carry
-        return (yield self._edge(f"{i} {p.name}", batch, before, n))
+        return (yield from self.relay.before(p.order, f"{i} {p.name}", when, n, carry))
 
-    def _outgoing(self, i: int, p: Pass, n: int, batch: Batch) -> Edge | None:
-        """The way of what a cell sends, if that leads elsewhere."""
-        after = {"up": n + 1, "down": n - 1, "each": n}[p.order]
-        if after in self.own or not 0 <= after < self.derived.count:
-            return None
-        return self._edge(f"{i} {p.name}", batch, n, after)
-
-    def _edge(self, what: str, batch: Batch, source: int, target: int) -> Edge:
-        training = batch.y is not None
-        return Edge(what, training, batch.step if training else self.answers, batch.micro, source, target)
-
-    def _backward_hub(self, batch: Batch, encoded: Message, shared: Mapping[int, Message]) -> Work[None]:
+    def _backward_hub(self, when: When, encoded: Message, shared: Mapping[int, Message]) -> Work[None]:
         """Add what the blocks ask of the hub, passing the sum on, and differentiate it where the hub is."""
-        first, after, last = self.own.start, self.own.stop, self.derived.count - 1
-        totals: list[Tensor | None] = [None] * len(encoded)
-        if first > 0:
-            totals = unpacked((yield self._edge("hub gradient", batch, first - 1, first)))
-        # Folded in block order: addition is not associative, and all engines must agree.
-        for n in self.own:
-            for k, leaf in enumerate(shared[n]):
-                if leaf.grad is not None:
-                    before = totals[k]
-                    totals[k] = leaf.grad if before is None else before + leaf.grad
-        if after <= last:
-            self._other.send(self._edge("hub gradient", batch, after - 1, after), packed(totals, encoded))
-        elif first > 0:
-            self._other.send(self._edge("hub gradient", batch, last, 0), packed(totals, encoded))
-        if first > 0:
+
+        def folded(before: Message | None) -> Message:
+            # In block order: addition is not associative, and all engines must agree.
+            totals: list[Tensor | None] = [None] * len(encoded) if before is None else unpacked(before)
+            for n in self.own:
+                for k, leaf in enumerate(shared[n]):
+                    if leaf.grad is not None:
+                        sofar = totals[k]
+                        totals[k] = leaf.grad if sofar is None else sofar + leaf.grad
+            return packed(totals, encoded)
+
+        folds = yield from self.relay.climb("hub gradient", when, folded)
+        total = yield from self.relay.to_first("hub gradient", when, folds)
+        if total is None:
             return
-        if after <= last:
-            totals = unpacked((yield self._edge("hub gradient", batch, last, 0)))
-        found = [(output, total) for output, total in zip(encoded, totals, strict=True) if total is not None]
+        found = [(output, g) for output, g in zip(encoded, unpacked(total), strict=True) if g is not None]
         if found:
-            torch.autograd.backward([output for output, _ in found], [total for _, total in found])
+            torch.autograd.backward([output for output, _ in found], [g for _, g in found])
 
     def _update(self, part: str) -> None:
         self.updaters[part].clip()
@@ -306,20 +283,13 @@ class Streaming:
     def _update_all(self) -> Work[None]:
         """Clip by the norm of all gradients, for which all norms go up and their norm comes down, and update."""
         assert self.rule.clip is not None
-        first, after, count = self.own.start, self.own.stop, self.derived.count
-        parameters = [p for u in self.updaters.values() for p in u.parameters]
-        found, step = norms(parameters, self.context.device), self.steps
-        if first > 0:
-            (before,) = yield Edge("norms", True, step, 0, first - 1, first)
-            found = torch.cat([before, found])
-        if after < count:
-            self._other.send(Edge("norms", True, step, 0, after - 1, after), (found,))
-            (total,) = yield Edge("norm", True, step, 0, after, after - 1)
-        else:
-            total = torch.linalg.vector_norm(found)
-        if first > 0:
-            self._other.send(Edge("norm", True, step, 0, first, first - 1), (total,))
-        clip_to(parameters, self.rule.clip, total)
+        parameters, when = [p for u in self.updaters.values() for p in u.parameters], When(True, self.steps)
+        own = norms(parameters, self.context.device)
+        (every,) = yield from self.relay.climb(
+            "norms", when, lambda before: (own if before is None else torch.cat([*before, own]),)
+        )
+        (total,) = yield from self.relay.descend("norm", when, (torch.linalg.vector_norm(every),))
+        nn.utils.clip_grads_with_norm_(parameters, self.rule.clip, total)
         for updater in self.updaters.values():
             updater.step(self.steps)
 
@@ -339,12 +309,17 @@ class Streaming:
 
         Eval mode; moving averages where they are kept.
         """
+        return self.run(self.predicting(x))
+
+    def predicting(self, x: Tensor) -> Work[list[Tensor | None]]:
+        """`predict`, as work."""
         logits: list[Tensor | None] = [None] * self.derived.count
 
         def see(block: Block, message: Message, emit: Emit) -> None:
-            logits[block.index] = emit.logits if emit.logits is not None else logits[block.index]
+            if emit.logits is not None:
+                logits[block.index] = emit.logits
 
-        self.infer(x, see)
+        yield from self.inferring(x, see)
         return logits
 
     def infer(self, x: Tensor, see: See) -> None:
@@ -357,7 +332,8 @@ class Streaming:
         chain.train(False)
         batch = Batch(x, None)
         self.answers += 1
-        shared = yield from self._encode(batch, chain.hub)
+        when = When(False, self.answers)
+        shared = yield from self._encode(batch, when, chain.hub)
         cells = {n: Cell(chain.blocks[n], batch, self.task, shared, {}, key=0) for n in self.own}
         carry: Message = ()
         for i, n in plan(program, self.derived.count):
@@ -365,11 +341,11 @@ class Streaming:
                 continue
             p, cell = program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self._incoming(i, p, n, carry, batch, shared)
+            message = yield from self._incoming(i, p, n, carry, batch, when, shared)
             with torch.no_grad():  # not around what waits: another engine may have its turn meanwhile
                 emit = run_cell(p, cell, message, self.context)
-            if away := self._outgoing(i, p, n, batch):
-                self._other.send(away, emit.send)
+            if away := self.relay.after(p.order, f"{i} {p.name}", when, n):
+                self.relay.send(away, emit.send)
             see(cell.block, message, emit)
             if p.order != "each":
                 carry = emit.send
@@ -412,10 +388,6 @@ class Streaming:
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
         self.steps = int(state["steps"])
-
-
-def detached(message: Message) -> Message:
-    return tuple(m.detach() for m in message)
 
 
 def packed(totals: Sequence[Tensor | None], like: Message) -> Message:

@@ -48,7 +48,7 @@ class Updater:
 
     def clip(self) -> None:
         if self.rule.clip is not None:
-            clip_norm(self.parameters, self.rule.clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.rule.clip)
 
     def step(self, step: int) -> None:
         """Apply the gradients and forget them."""
@@ -103,16 +103,7 @@ class Updater:
             self.average.module.load_state_dict(averaged)
 
 
-def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
-    nn.utils.clip_grad_norm_(parameters, limit)
-
-
 def norms(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
-    """The norms of all gradients there are, (P,), of which `clip_norm` takes the norm."""
+    """The norms of all gradients there are, (P,), of which `nn.utils.clip_grad_norm_` takes the norm."""
     found = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
     return torch.stack(found) if found else torch.empty(0, device=device)
-
-
-def clip_to(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
-    """`clip_norm` where the norm, (), is that of more than these parameters."""
-    nn.utils.clip_grads_with_norm_(parameters, limit, norm)

@@ -10,19 +10,27 @@ import torch
 from sidestep.core.emit import Message
 
 
-class Edge(NamedTuple):
-    """The way of one message: what it is, in which step or inference, and the blocks it leaves and reaches."""
+class When(NamedTuple):
+    """The step, or inference, and its micro-batch."""
 
-    what: str
     training: bool
     step: int
-    micro: int
+    micro: int = 0
+
+    def __str__(self) -> str:
+        return f"{'step' if self.training else 'inference'} {self.step}, micro-batch {self.micro}"
+
+
+class Edge(NamedTuple):
+    """The way of one message: what it is, when, and the blocks it leaves and reaches."""
+
+    what: str
+    when: When
     source: int
     target: int
 
     def __str__(self) -> str:
-        when = "step" if self.training else "inference"
-        return f"{self.what} from block {self.source} to {self.target}, {when} {self.step}, micro-batch {self.micro}"
+        return f"{self.what} from block {self.source} to {self.target}, {self.when}"
 
 
 class Wire(Protocol):

@@ -70,7 +70,7 @@ class Latents(nn.Module):
             # The network starts out as it is without latents; what a family has besides starts alike everywhere.
             nn.init.eye_(made.weight.data.flatten(1))
             assert made.bias is not None
-            nn.init.zeros_(made.bias.data)
+            nn.init.zeros_(made.bias)
             self.map = made
 
     def raw(self, h: Tensor) -> Tensor:

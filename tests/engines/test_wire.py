@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidestep.core.block import Block
-from sidestep.core.emit import Emit, Message
+from sidestep.core.emit import Message
 from sidestep.engines.streaming import StepMetrics, Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.engines.wire import Edge, LocalWire, Work, in_turn
+from sidestep.engines.wire import Edge, LocalWire, When, Work, in_turn
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
 from tests.conftest import BLOCKS, CASES, Case, adam, engine_for, sgd, small_net, some_batch
@@ -63,12 +62,8 @@ def test_parameters_losses_and_answers_are_those_of_one_engine(
         assert torch.equal(losses.nan_to_num().sum(0), whole.loss.nan_to_num())  # NaN where a block is elsewhere
         assert states_equal({k: v for part in parts for k, v in part.metrics.items()}, whole.metrics)
     x = some_batch(STEPS)[0]
-    logits: list[Tensor | None] = [None] * BLOCKS
-
-    def see(block: Block, message: Message, emit: Emit) -> None:
-        logits[block.index] = emit.logits if emit.logits is not None else logits[block.index]
-
-    in_turn([engine.inferring(x, see) for engine in engines], wire)
+    answers = in_turn([engine.predicting(x) for engine in engines], wire)
+    logits = [next((a for a in each if a is not None), None) for each in zip(*answers, strict=True)]
     for a, b in zip(logits, alone.predict(x), strict=True):
         assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
     assert not wire.arrived  # nothing was sent that nobody asked for
@@ -132,7 +127,7 @@ def test_a_message_leaves_before_its_sender_differentiates() -> None:
 
 
 def test_a_message_is_a_copy_with_its_dtype_and_memory_format() -> None:
-    wire, edge = LocalWire(), Edge("0 match", True, 3, 0, 1, 2)
+    wire, edge = LocalWire(), Edge("0 match", When(True, 3), 1, 2)
     h = torch.randn(2, 3, 4, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     before = h.clone()
     wire.send(edge, (h,))

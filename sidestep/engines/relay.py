@@ -1,0 +1,73 @@
+"""What goes along the chain from engine to engine: the passes' messages, and what all engines add to or get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidestep.core.emit import Message
+from sidestep.core.program import Order
+
+from .wire import Edge, When, Wire, Work
+
+
+class Relay:
+    """An engine's place in the chain: its own blocks of so many, and the wire to those elsewhere, if there are any.
+
+    What waits for a message is work.  Where all blocks are here nothing is sent and nothing waited for.
+    """
+
+    def __init__(self, own: range, count: int, wire: Wire | None) -> None:
+        if not own or own.step != 1 or own.start < 0 or own.stop > count:
+            raise ValueError(f"got own={own}, expected one or more consecutive blocks, from 0 to {count - 1}.")
+        if wire is None and len(own) < count:
+            raise ValueError(f"got own={own} of {count} blocks and no wire; give one, or let all be here.")
+        self.own, self.last, self.wire = own, count - 1, wire
+
+    def receive(self, edge: Edge) -> Message:
+        """Wait for a message."""
+        return self._wire.receive(edge)
+
+    def send(self, edge: Edge, message: Message) -> None:
+        """Send a message, with no graph."""
+        self._wire.send(edge, tuple(m.detach() for m in message))
+
+    @property
+    def _wire(self) -> Wire:
+        assert self.wire is not None, "all blocks are here"
+        return self.wire
+
+    def before(self, order: Order, what: str, when: When, block: int, here: Message) -> Work[Message]:
+        """What the block before this one in a pass has sent; `here` if that block is one of our own."""
+        source = block - 1 if order == "up" else block + 1
+        return here if source in self.own else (yield Edge(what, when, source, block))
+
+    def after(self, order: Order, what: str, when: When, block: int) -> Edge | None:
+        """The way to the block after this one in a pass, if that is elsewhere."""
+        target = {"up": block + 1, "down": block - 1, "each": block}[order]
+        return None if target in self.own or not 0 <= target <= self.last else Edge(what, when, block, target)
+
+    def climb(self, what: str, when: When, add: Callable[[Message | None], Message]) -> Work[Message]:
+        """What the engines before have made of it, None at the first, with this one's part added; handed on."""
+        first, end = self.own.start, self.own.stop
+        made = add((yield Edge(what, when, first - 1, first)) if first > 0 else None)
+        if end <= self.last:
+            self.send(Edge(what, when, end - 1, end), made)
+        return made
+
+    def to_first(self, what: str, when: When, message: Message) -> Work[Message | None]:
+        """The last engine's message, at the first; None at the others."""
+        edge, first, last = Edge(what, when, self.last, 0), 0 in self.own, self.last in self.own
+        if first:
+            return message if last else (yield edge)
+        if last:
+            self.send(edge, message)
+        return None
+
+    def descend(self, what: str, when: When, message: Message) -> Work[Message]:
+        """The last engine's message, at all."""
+        first, end = self.own.start, self.own.stop
+        if end <= self.last:
+            message = yield Edge(what, when, end, end - 1)
+        if first > 0:
+            self.send(Edge(what, when, first, first - 1), message)
+        return message
