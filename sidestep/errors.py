@@ -26,6 +26,10 @@ class Diverged(DataError):
     """Training that lost its numbers: the loss or the parameters are infinite or NaN."""
 
 
+class WireError(DataError):
+    """A message that was damaged, was not the one that was due, or whose sender is gone."""
+
+
 def unknown(kind: str, got: str, known: Iterable[str]) -> UsageError:
     """The error for a word that is not in a list, with the nearest word that is."""
     known = sorted(known)

@@ -1,0 +1,156 @@
+"""Between processes, over torch.distributed: messages travel while both ends compute."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from queue import Queue
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sidestep.core.emit import Message
+from sidestep.errors import WireError
+
+from .packets import HEAD, pack, read_head, unpack
+from .wire import Edge, When
+
+CHUNK = 1 << 20
+"""Bytes sent at once: a peer that dies in the middle of more than this is noticed late by gloo, or not at all."""
+WINDOW = 4
+"""Messages that wait to be sent, or lie received ahead, for one peer."""
+FAREWELL = "farewell"
+
+
+@final
+class DistWire:
+    """Every process that is sent to, and every one that is received from, has a thread of its own here.
+
+    Messages between two processes arrive in the order they were sent in, which is the order they are asked for in, as
+    both run the same program; any other is an error.  Who is `WINDOW` messages ahead waits.
+
+    group: of all processes, with a backend for tensors on the CPU.  shares: the blocks of each, by rank.  run: 16 bytes
+    that all agree on.  device: where messages are received to.  Raises WireError for a message that is damaged, is not
+    the one that is due, has another shape or dtype than in the step before, or does not come as its sender has ended.
+    """
+
+    def __init__(
+        self, group: ProcessGroup, shares: Sequence[range], run: bytes, device: torch.device | None = None
+    ) -> None:
+        self.group, self.run, self.device = group, run, device or torch.device("cpu")
+        self.rank_of = {n: rank for rank, own in enumerate(shares) for n in own}
+        self.senders: dict[int, _Sender] = {}
+        self.receivers: dict[int, _Receiver] = {}
+        self.layouts: dict[tuple[str, int, int], list[tuple[torch.dtype, torch.Size]]] = {}
+
+    def send(self, edge: Edge, message: Message) -> None:
+        self._sender(edge).send(edge, message)
+
+    def receive(self, edge: Edge) -> Message:
+        peer = self.rank_of[edge.source]
+        if peer not in self.receivers:
+            self.receivers[peer] = _Receiver(self.group, peer, self.run)
+        message = self.receivers[peer].receive(edge)
+        if edge.when.training:
+            layout = [(m.dtype, m.shape) for m in message]
+            before = self.layouts.setdefault((edge.what, edge.source, edge.target), layout)
+            if layout != before:
+                raise WireError(f"{edge}: got {_words(layout)}, expected {_words(before)} as before.")
+        return tuple(m.to(self.device) for m in message)
+
+    def close(self, reason: str = "the run is over", patience: float | None = None) -> None:
+        """Send what waits, and tell everybody that nothing follows, and why.
+
+        patience: seconds for that, where others may be gone; None is for as long as it takes.
+        """
+        for sender in self.senders.values():
+            sender.end(reason)
+        for thread in (*self.senders.values(), *self.receivers.values()):
+            thread.join(patience)
+
+    def _sender(self, edge: Edge) -> _Sender:
+        peer = self.rank_of[edge.target]
+        if peer not in self.senders:
+            self.senders[peer] = _Sender(self.group, peer, self.run)
+        return self.senders[peer]
+
+
+class _Sender(threading.Thread):
+    def __init__(self, group: ProcessGroup, peer: int, run: bytes) -> None:
+        super().__init__(name=f"to rank {peer}", daemon=True)
+        self.group, self.peer, self.run_id = group, peer, run
+        self.waiting: Queue[tuple[Tensor, Tensor] | None] = Queue(WINDOW)
+        self.lost: RuntimeError | None = None
+        self.start()
+
+    def send(self, edge: Edge, message: Message) -> None:
+        if self.lost is not None:
+            raise WireError(f"{edge}: rank {self.peer} is gone ({_cause(self.lost)}).")
+        self.waiting.put(pack(self.run_id, edge, message))
+
+    def end(self, reason: str) -> None:
+        farewell = torch.frombuffer(bytearray(reason.encode()), dtype=torch.uint8)
+        self.waiting.put(pack(self.run_id, Edge(FAREWELL, When(False, 0), 0, 0), (farewell,)))
+        self.waiting.put(None)
+
+    def run(self) -> None:
+        while (packet := self.waiting.get()) is not None:
+            if self.lost is None:  # else who puts more in must not wait for room
+                try:
+                    head, body = packet
+                    for piece in (head, *body.split(CHUNK)):
+                        self.group.send([piece], self.peer, 0).wait()
+                except RuntimeError as error:
+                    self.lost = error
+
+
+class _Receiver(threading.Thread):
+    def __init__(self, group: ProcessGroup, peer: int, run: bytes) -> None:
+        super().__init__(name=f"from rank {peer}", daemon=True)
+        self.group, self.peer, self.run_id = group, peer, run
+        self.arrived: Queue[tuple[Edge, Message] | Exception] = Queue(WINDOW)
+        self.ended: Exception | None = None
+        self.start()
+
+    def receive(self, edge: Edge) -> Message:
+        found = self.ended or self.arrived.get()
+        if isinstance(found, Exception):
+            self.ended = found
+            if isinstance(found, WireError):
+                raise WireError(f"{edge}: {found}.")
+            raise WireError(f"{edge}: rank {self.peer} is gone ({_cause(found)}).") from found
+        arrived, message = found
+        if arrived != edge:
+            raise WireError(f"got {arrived}, expected {edge}.")
+        return message
+
+    def run(self) -> None:
+        try:
+            while True:
+                edge, message = self._next()
+                if edge.what == FAREWELL:
+                    raise WireError(f"rank {self.peer} has ended: {message[0].numpy().tobytes().decode()}")
+                self.arrived.put((edge, message))
+        except (RuntimeError, WireError) as error:
+            self.arrived.put(error)
+
+    def _next(self) -> tuple[Edge, Message]:
+        head = torch.empty(HEAD, dtype=torch.uint8)
+        self.group.recv([head], self.peer, 0).wait()
+        announced = read_head(self.run_id, head)
+        body = torch.empty(announced.body, dtype=torch.uint8)
+        for piece in body.split(CHUNK):
+            self.group.recv([piece], self.peer, 0).wait()
+        return unpack(announced, body)
+
+
+def _cause(error: Exception) -> str:
+    """Gloo's first sentence, without the place in its source."""
+    return re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0]
+
+
+def _words(layout: list[tuple[torch.dtype, torch.Size]]) -> str:
+    return ", ".join(f"{str(dtype).removeprefix('torch.')} {tuple(shape)}" for dtype, shape in layout) or "nothing"

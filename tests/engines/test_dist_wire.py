@@ -1,0 +1,156 @@
+"""The wire between processes, both of its ends in this one: two process groups that share a store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import HashStore, ProcessGroup, ProcessGroupGloo
+
+from sidestep.engines.dist_wire import CHUNK, WINDOW, DistWire
+from sidestep.engines.packets import pack
+from sidestep.engines.wire import Edge, When
+from sidestep.errors import WireError
+
+RUN = bytes(16)
+SHARES = [range(2), range(2, 3)]
+
+
+def edge(step: int, what: str = "0 match") -> Edge:
+    return Edge(what, When(True, step), 1, 2)
+
+
+@pytest.fixture
+def groups() -> list[ProcessGroup]:
+    """One for each of two ranks; they have to be made at once, as each waits for the other."""
+    store, found = HashStore(), dict[int, ProcessGroup]()
+
+    def make(rank: int) -> None:
+        found[rank] = ProcessGroupGloo(store, rank, 2, timedelta(seconds=5))  # pyright: ignore[reportArgumentType]
+
+    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[0], found[1]]
+
+
+@pytest.fixture
+def ends(groups: list[ProcessGroup]) -> Generator[tuple[DistWire, DistWire]]:
+    yield DistWire(groups[0], SHARES, RUN), DistWire(groups[1], SHARES, RUN)
+
+
+def test_messages_of_every_size_arrive_in_order_and_whole(ends: tuple[DistWire, DistWire]) -> None:
+    sender, receiver = ends
+    sizes = [0, 1, 1000, CHUNK // 4, CHUNK // 4 + 1, CHUNK]
+    messages = [(torch.randn(n), torch.arange(n)) for n in sizes]
+
+    def send() -> None:
+        for k, message in enumerate(messages):
+            sender.send(edge(0, str(k)), message)
+        sender.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    for k, message in enumerate(messages):
+        found = receiver.receive(edge(0, str(k)))
+        assert all(torch.equal(a, b) for a, b in zip(found, message, strict=True))
+    thread.join()
+    receiver.close()
+
+
+def test_who_is_ahead_by_two_windows_waits(ends: tuple[DistWire, DistWire]) -> None:
+    """One window at each end, and what is in either thread's hands."""
+    sender, receiver = ends
+    sent: list[int] = []
+    steps = 4 * WINDOW
+
+    def send() -> None:
+        for k in range(steps):
+            sender.send(edge(k), (torch.zeros(3),))
+            sent.append(k)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    receiver.receive(edge(0))
+    thread.join(0.5)
+    assert thread.is_alive() and WINDOW <= len(sent) <= 2 * WINDOW + 3
+    for k in range(1, steps):
+        receiver.receive(edge(k))
+    thread.join()
+    assert len(sent) == steps
+
+
+def test_another_message_than_the_one_due_is_refused(ends: tuple[DistWire, DistWire]) -> None:
+    sender, receiver = ends
+    sender.send(edge(4), (torch.zeros(3),))
+    with pytest.raises(WireError, match=r"got 0 match from block 1 to 2, step 4, .*, expected .* step 3, micro"):
+        receiver.receive(edge(3))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [(torch.zeros(3, 2), r"float32 \(3, 2\)"), (torch.zeros(3, dtype=torch.int32), r"int32 \(3,\)")],
+)
+def test_another_shape_or_dtype_than_before_is_refused(
+    ends: tuple[DistWire, DistWire], other: Tensor, words: str
+) -> None:
+    sender, receiver = ends
+    sender.send(edge(0), (torch.zeros(3),))
+    sender.send(edge(1), (other,))
+    receiver.receive(edge(0))
+    with pytest.raises(WireError, match=rf"block 1 to 2, step 1, .*: got {words}, expected float32 \(3,\) as before"):
+        receiver.receive(edge(1))
+
+
+def raw(group: ProcessGroup, *pieces: Tensor) -> None:
+    with suppress(RuntimeError):  # once the other end has refused it
+        for piece in pieces:
+            group.send([piece], 1, 0).wait()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda head, body: head.__setitem__(30, 99), "damaged head"),  # pyright: ignore[reportUnknownLambdaType]
+        (lambda head, body: body.__setitem__(-1, 99), "damaged body"),
+        (lambda head, body: head.zero_(), "bytes that begin no message"),
+    ],
+)
+def test_a_damaged_message_is_refused_by_the_name_of_its_edge(
+    groups: list[ProcessGroup], spoil: Callable[[Tensor, Tensor], object], words: str
+) -> None:
+    receiver = DistWire(groups[1], SHARES, RUN)
+    head, body = pack(RUN, edge(0), (torch.ones(8),))
+    spoil(head, body)
+    thread = threading.Thread(target=raw, args=(groups[0], head, body), daemon=True)
+    thread.start()
+    with pytest.raises(WireError, match=f"0 match from block 1 to 2, step 0, micro-batch 0: got .*{words}"):
+        receiver.receive(edge(0))
+
+
+def test_who_has_ended_says_why(ends: tuple[DistWire, DistWire]) -> None:
+    sender, receiver = ends
+    sender.send(edge(0), ())
+    sender.close("the loss is infinite", patience=0)
+    assert receiver.receive(edge(0)) == ()
+    for _ in range(2):  # asked again, it does not wait for ever
+        with pytest.raises(WireError, match="step 1, micro-batch 0: rank 0 has ended: the loss is infinite"):
+            receiver.receive(edge(1))
+
+
+def test_a_peer_that_is_gone_is_noticed_by_both_ends(groups: list[ProcessGroup]) -> None:
+    """Here by the timeout of the group, which closes the connection."""
+    sender, receiver = DistWire(groups[0], SHARES, RUN), DistWire(groups[1], SHARES, RUN)
+    sender.send(edge(0), (torch.zeros(3),))
+    sender.senders[1].join(6)  # nobody receives
+    with pytest.raises(WireError, match="step 1, micro-batch 0: rank 1 is gone"):
+        sender.send(edge(1), ())
+    with pytest.raises(WireError, match=r"step 0, micro-batch 0: rank 0 is gone \(Connection closed by peer "):
+        receiver.receive(edge(0))
