@@ -97,7 +97,7 @@ def save(
                 "extra": dict(extra),
                 "files": files,
             }
-            write_synced(aside / MANIFEST, _sealed(_as_read(manifest)))
+            write_synced(aside / MANIFEST, _sealed(as_read(manifest)))
             sync_folder(aside)
             if final.exists():
                 _discard(final)
@@ -125,7 +125,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _as_read(body: Mapping[str, object]) -> dict[str, object]:
+def as_read(body: Mapping[str, object]) -> dict[str, object]:
     """What reading it back gives: lists for tuples, text for keys."""
     return json.loads(json.dumps(dict(body)))
 
@@ -175,24 +175,24 @@ def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Ma
     does not know is newer than it, and no difference.
     """
     known = {key: value for key, value in fingerprint.items() if key in manifest.fingerprint}
-    for key, got, expected in _differences(manifest.fingerprint, _as_read(known)):
+    for key, got, expected in differences(manifest.fingerprint, as_read(known)):
         raise DataError(
             f"the checkpoint of step {manifest.step} has {key} = {got}, expected {expected} as in this run; "
             "resume with the settings it was made with, or start a new run in another folder."
         )
     return [
         f"{key} was {got} when the checkpoint was made and is {now} here: equal bits are not promised."
-        for key, got, now in _differences(manifest.environment, _as_read(environment))
+        for key, got, now in differences(manifest.environment, as_read(environment))
     ]
 
 
-def _differences(
+def differences(
     saved: Mapping[str, object], now: Mapping[str, object], within: str = ""
 ) -> Iterator[tuple[str, str, str]]:
     for key in dict.fromkeys([*saved, *now]):
         a, b = saved.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{within}{key}.")
+            yield from differences(a, b, f"{within}{key}.")
         elif a != b or (key in saved) != (key in now):
             got, expected = (repr(side[key]) if key in side else "nothing" for side in (saved, now))
             yield f"{within}{key}", got, expected

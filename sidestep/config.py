@@ -7,11 +7,12 @@ environment, flags and `--set` all speak these keys, and one validator reads the
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -189,6 +190,11 @@ def resolve(
 def build_method(config: TrainConfig) -> Method:
     """The method with its own fields.  Raises ValueError for a value it refuses."""
     return method_class(config.method)(**config.method_options)
+
+
+def named_by_time(config: TrainConfig) -> Path:
+    """The folder of a run that was given none."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{PurePath(config.data).name}"
 
 
 def flat(config: TrainConfig) -> dict[str, object]:

@@ -10,19 +10,20 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import CONFIG, TrainConfig, to_toml
+from sidestep.config import CONFIG, TrainConfig, named_by_time, to_toml
 from sidestep.core.cell import Batch
 from sidestep.core.task import Classification
 from sidestep.core.units import evaluating
+from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError
 from sidestep.evaluate import by_loss, evaluate, judged, last, losses, named, summary_text
 from sidestep.measure.cost import cost, like
@@ -31,6 +32,7 @@ from sidestep.measure.readouts import held_out, readouts
 from sidestep.measure.regression import deviations_of_the_answer
 from sidestep.measure.uncertainty import of_the_answer
 from sidestep.progress import Progress
+from sidestep.ranks import joined
 from sidestep.run import (
     METRICS,
     REPORT,
@@ -50,6 +52,8 @@ from sidestep.run import (
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 DIAGNOSED = 128  # samples that a method's diagnostics are of
+PATIENCE = 8  # seconds that other processes have, after a signal, to come to the same step
+LOSS_SUM = "progress/loss_sum"  # of the blocks' objectives since the epoch began, in a checkpoint
 
 
 class Stopped(Exception):
@@ -61,12 +65,17 @@ class Stopped(Exception):
 
 
 class Trainer:
-    """One run from its first step, or its checkpoint, to its last.  It writes nothing but in the folder it began in."""
+    """One run from its first step, or its checkpoint, to its last.  It writes nothing but in the folder it began in.
 
-    def __init__(self, assembly: Assembly, *, quiet: bool = False) -> None:
+    engine: what trains, the assembly's own or one that has some of its blocks.  Then the first block's process judges,
+    and keeps the run, with all parameters gathered there.
+    """
+
+    def __init__(self, assembly: Assembly, engine: Streaming | None = None, *, quiet: bool = False) -> None:
         self.assembly = assembly
         self.config = assembly.config
-        self.engine = assembly.engine
+        self.engine = engine or assembly.engine
+        self.first = 0 in self.engine.own
         self.folder: Path | None = None
         self.history: list[dict[str, object]] = []
         self.best: tuple[float, int] | None = None  # `judged` on validation, step
@@ -74,7 +83,7 @@ class Trainer:
         self.stop: int | None = None  # the signal that asked for it
         self.loss_sum = torch.zeros(len(assembly.chain.blocks), device=assembly.device)
         self.timed = (0.0, 0)  # seconds, steps after the warm-up
-        self.progress = Progress(assembly.total_steps, quiet=quiet)
+        self.progress = Progress(assembly.total_steps, quiet=quiet or not self.first)
 
     # ------------------------------------------------------------------ the loop
 
@@ -83,11 +92,15 @@ class Trainer:
         per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
         every = self.config.save_every or per_epoch
         clock = (time.perf_counter(), self.engine.steps)
-        with self.progress, on_signals(self.ask, signal.SIGINT, signal.SIGTERM):
+        with (
+            self.progress,
+            on_signals(self.ask, signal.SIGINT, signal.SIGTERM),
+            on_signals(self.give_up, signal.SIGALRM),
+        ):
             while self.engine.steps < self.assembly.total_steps:
                 metrics = self.engine.step(self.assembly.batches(self.engine.steps))
                 self.loss_sum += metrics.loss
-                step, stop = self.engine.steps, self.stop
+                step, stop = self.engine.steps, self.engine.agree(self.stop or 0)
                 self.progress.step(
                     step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch
                 )
@@ -96,22 +109,24 @@ class Trainer:
                 if save or step == warm:
                     self.pause(clock, warm)
                     if save:
-                        self.check_finite()
-                    if at_end:
-                        self.end_epoch(step // per_epoch)
-                    if save:
-                        self.save()
+                        self.commit(step // per_epoch if at_end else None)
                     if stop:
-                        break
+                        raise Stopped(stop)
                     clock = (time.perf_counter(), step)
-        if self.stop:
-            raise Stopped(self.stop)
 
     def ask(self, number: int, _: FrameType | None) -> None:
         """Stop after this step; a second Ctrl-C stops at once."""
         if self.stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop = number
+        if self.engine is not self.assembly.engine:
+            signal.alarm(PATIENCE)
+
+    def give_up(self, number: int, _: FrameType | None) -> None:
+        """Stop without saving: other processes, which were to stop at the same step, do not get there."""
+        assert self.stop is not None
+        print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr)
+        raise SystemExit(128 + self.stop)
 
     def pause(self, clock: tuple[float, int], warm: int) -> None:
         """Count the time since the clock was started, unless it was warm-up; what comes now is no training."""
@@ -121,10 +136,30 @@ class Trainer:
         if first >= warm:
             self.timed = (self.timed[0] + time.perf_counter() - began, self.timed[1] + self.engine.steps - first)
 
+    def commit(self, epoch: int | None) -> None:
+        """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it."""
+        name_of = f"{LOSS_SUM}/{{}}".format
+        state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})
+        signal.alarm(0)  # all have come this far
+        if self.first:
+            self.loss_sum = torch.stack([state.pop(name_of(n)) for n in range(len(self.loss_sum))])
+            self.answer_with(state)
+            self.check_finite()
+            if epoch is not None:
+                self.end_epoch(epoch)
+        if epoch is not None:
+            self.loss_sum.zero_()
+        if self.first:
+            self.write("step", state | {LOSS_SUM: self.loss_sum}, best=self.best, timed=self.timed)
+
+    def answer_with(self, state: Mapping[str, Tensor]) -> None:
+        """Have the engine that answers, where it is not the one that trains, know the parameters of all blocks."""
+        if self.engine is not self.assembly.engine:
+            self.assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
+
     def end_epoch(self, epoch: int) -> None:
         """Judge on the validation split, note it, and remember the parameters if none were better before."""
         loss = [None if math.isnan(v) else v for v in (self.loss_sum / self.assembly.batches.steps_per_epoch).tolist()]
-        self.loss_sum.zero_()
         row: dict[str, object] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
         if self.assembly.data.val is not None:
             row["val"] = measured = evaluate(self.assembly, self.assembly.data.val)
@@ -132,7 +167,7 @@ class Trainer:
             # A tie goes to the later epoch: where validation saturates, the rate was still high at the first.
             if self.best is None or score >= self.best[0]:
                 self.best = (score, self.engine.steps)
-                self.best_state = {k: v.clone() for k, v in to_parts(self.engine.inference_chain).items()}
+                self.best_state = {k: v.clone() for k, v in to_parts(self.assembly.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
             self.progress.note(f"epoch {epoch}: validation {shown}")
         if diagnostics := self.diagnostics():
@@ -146,7 +181,7 @@ class Trainer:
     @torch.no_grad()
     def diagnostics(self) -> dict[str, list[float | None]]:
         """What the method's theory speaks of, on a few validation samples; on training ones where there are none."""
-        assembly, chain, steps = self.assembly, self.engine.inference_chain, self.engine.steps
+        assembly, chain, steps = self.assembly, self.assembly.engine.inference_chain, self.engine.steps
         val = assembly.data.val
         x, y = assembly.batches(steps - 1) if val is None else next(assembly.eval_batches(val))
         batch = Batch(x[:DIAGNOSED], y[:DIAGNOSED], steps, progress=steps / assembly.total_steps)
@@ -168,10 +203,6 @@ class Trainer:
 
     # --------------------------------------------------------------- checkpoints
 
-    def save(self) -> None:
-        state = self.engine.state_dict() | {"progress/loss_sum": self.loss_sum}
-        self.write("step", state, best=self.best, timed=self.timed)
-
     def write(self, prefix: str, state: dict[str, Tensor], **extra: object) -> None:
         if self.folder:
             checkpoint.save(
@@ -187,6 +218,11 @@ class Trainer:
     @contextmanager
     def begin(self, start: Path | None) -> Generator[None, None, None]:
         """Keep the run in its folder, from its first step or a checkpoint, with equal bits in an equal environment."""
+        if not self.first:
+            if start is not None:
+                self.load(start)
+            yield
+            return
         with open_folder(self.config) as folder:
             self.folder = folder
             if start is not None:
@@ -204,7 +240,7 @@ class Trainer:
 
     def load(self, start: Path) -> None:
         state, manifest = checkpoint.load(start)
-        if "progress/loss_sum" not in state:
+        if LOSS_SUM not in state:
             raise DataError(
                 f"{start} holds parameters only, expected a checkpoint to go on from, such as step-10 there."
             )
@@ -214,8 +250,9 @@ class Trainer:
         if extra["best"]:
             self.best = tuple(extra["best"])
             self.best_state, _ = checkpoint.load(start.with_name(f"selected-{extra['best'][1]}"))
-        self.loss_sum.copy_(state.pop("progress/loss_sum"))
+        self.loss_sum.copy_(state.pop(LOSS_SUM))
         self.engine.load_state_dict(state)
+        self.answer_with(state)
 
     # ------------------------------------------------------------------- the end
 
@@ -226,7 +263,7 @@ class Trainer:
             measure = "loss" if by_loss(self.assembly) else "accuracy"
             words = f"best validation {measure}, epoch {epoch} of {self.config.epochs}"
         else:
-            state, words = to_parts(self.engine.inference_chain), f"last epoch, {self.config.epochs}"
+            state, words = to_parts(self.assembly.engine.inference_chain), f"last epoch, {self.config.epochs}"
             self.write("selected", state)
             if self.engine.steps < self.assembly.total_steps:
                 words = f"where it was stopped, step {self.engine.steps} of {self.assembly.total_steps}"
@@ -349,28 +386,49 @@ def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    if config.out is None:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{PurePath(config.data).name}"
-        config = replace(config, out=Path("runs") / name)
-    config, start = enter(config)
-    folder = config.out
-    assert folder is not None
-    if config.resume == "last" and (folder / SUMMARY).exists():
-        if config.report and not (folder / REPORT).exists():
-            write_page(folder)
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return summary | {"text": summary_text(summary, folder)}
-    with on_signals(leave, signal.SIGTERM):
-        assembly = assemble(config)
+    with on_signals(leave, signal.SIGTERM), joined() as ranks:
+        if ranks.restarted:
+            config = replace(config, resume="last", overwrite=False)
+        start = Start(*ranks.told(lambda: find_start(config)))
+        folder = Path(start.out)
+        if start.finished and ranks.rank == 0:
+            if config.report and not (folder / REPORT).exists():
+                write_page(folder)
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            return summary | {"text": summary_text(summary, folder)}
+        if start.finished:
+            raise SystemExit(0)
+        assembly = assemble(replace(config, out=folder, at=tuple(start.at)))
         check_selection(assembly)
-        trainer = Trainer(assembly)
-        with trainer.begin(start):
+        trainer = Trainer(assembly, ranks.engine(assembly))
+        with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):
             try:
                 trainer.train()
             except Stopped as stopped:
-                print(f"sidestep: {stopped}; saved, go on with --resume last --out {folder}", file=sys.stderr)
+                if trainer.first:
+                    print(f"sidestep: {stopped}; saved, go on with --resume last --out {folder}", file=sys.stderr)
                 if stopped.number == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 raise SystemExit(128 + stopped.number) from None
+            ranks.close()
+            if not trainer.first:
+                raise SystemExit(0)
             summary = trainer.finish(costs=costs)
     return summary | {"text": summary_text(summary, folder)}
+
+
+class Start(NamedTuple):
+    """Where a run is kept and how it begins, in JSON's terms."""
+
+    out: str
+    at: Sequence[str]
+    checkpoint: str | None  # to go on from
+    finished: bool
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Choose the folder, and look at what it holds."""
+    config, saved = enter(config if config.out else replace(config, out=named_by_time(config)))
+    assert config.out is not None
+    finished = config.resume == "last" and (config.out / SUMMARY).exists()
+    return Start(str(config.out), config.at, str(saved) if saved else None, finished)

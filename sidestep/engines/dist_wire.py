@@ -23,6 +23,7 @@ CHUNK = 1 << 20
 WINDOW = 4
 """Messages that wait to be sent, or lie received ahead, for one peer."""
 FAREWELL = "farewell"
+CPU = torch.device("cpu")
 
 
 @final
@@ -33,14 +34,12 @@ class DistWire:
     both run the same program; any other is an error.  Who is `WINDOW` messages ahead waits.
 
     group: of all processes, with a backend for tensors on the CPU.  shares: the blocks of each, by rank.  run: 16 bytes
-    that all agree on.  device: where messages are received to.  Raises WireError for a message that is damaged, is not
+    that all agree on.  device: of this process's blocks.  Raises WireError for a message that is damaged, is not
     the one that is due, has another shape or dtype than in the step before, or does not come as its sender has ended.
     """
 
-    def __init__(
-        self, group: ProcessGroup, shares: Sequence[range], run: bytes, device: torch.device | None = None
-    ) -> None:
-        self.group, self.run, self.device = group, run, device or torch.device("cpu")
+    def __init__(self, group: ProcessGroup, shares: Sequence[range], run: bytes, device: torch.device = CPU) -> None:
+        self.group, self.run, self.device = group, run, device
         self.rank_of = {n: rank for rank, own in enumerate(shares) for n in own}
         self.senders: dict[int, _Sender] = {}
         self.receivers: dict[int, _Receiver] = {}
@@ -52,14 +51,14 @@ class DistWire:
     def receive(self, edge: Edge) -> Message:
         peer = self.rank_of[edge.source]
         if peer not in self.receivers:
-            self.receivers[peer] = _Receiver(self.group, peer, self.run)
+            self.receivers[peer] = _Receiver(self.group, peer, self.run, self.device)
         message = self.receivers[peer].receive(edge)
         if edge.when.training:
             layout = [(m.dtype, m.shape) for m in message]
             before = self.layouts.setdefault((edge.what, edge.source, edge.target), layout)
             if layout != before:
                 raise WireError(f"{edge}: got {_words(layout)}, expected {_words(before)} as before.")
-        return tuple(m.to(self.device) for m in message)
+        return message
 
     def close(self, reason: str = "the run is over", patience: float | None = None) -> None:
         """Send what waits, and tell everybody that nothing follows, and why.
@@ -108,9 +107,9 @@ class _Sender(threading.Thread):
 
 
 class _Receiver(threading.Thread):
-    def __init__(self, group: ProcessGroup, peer: int, run: bytes) -> None:
+    def __init__(self, group: ProcessGroup, peer: int, run: bytes, device: torch.device) -> None:
         super().__init__(name=f"from rank {peer}", daemon=True)
-        self.group, self.peer, self.run_id = group, peer, run
+        self.group, self.peer, self.run_id, self.device = group, peer, run, device
         self.arrived: Queue[tuple[Edge, Message] | Exception] = Queue(WINDOW)
         self.ended: Exception | None = None
         self.start()
@@ -144,7 +143,7 @@ class _Receiver(threading.Thread):
         body = torch.empty(announced.body, dtype=torch.uint8)
         for piece in body.split(CHUNK):
             self.group.recv([piece], self.peer, 0).wait()
-        return unpack(announced, body)
+        return unpack(announced, body, self.device)
 
 
 def _cause(error: Exception) -> str:

@@ -3,7 +3,8 @@
     head  64 bytes: magic, run, the description's size, the body's size and CRC-32, the head's own CRC-32
     body  the description, then the bytes of every tensor in the order of its memory, each from a multiple of 64
 
-The description is JSON: the message's way (`Edge`), and dtype, shape and strides of every tensor.
+The description is JSON: the message's way (`Edge`), and of every tensor its dtype, shape, strides, and whether it is on
+an accelerator, at both ends.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _FIELDS = struct.Struct(f"<8s{RUN}sIQI")
 _CHECK = struct.Struct("<I")
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
-Layout = tuple[str, list[int], list[int]]
-"""A tensor's dtype, shape and strides."""
+Layout = tuple[str, list[int], list[int], bool]
+"""A tensor's dtype, shape, strides, and whether it is on an accelerator."""
 
 
 class Announced(NamedTuple):
@@ -46,7 +47,8 @@ def pack(run: bytes, edge: Edge, message: Message) -> tuple[Tensor, Tensor]:
     """Head and body, both uint8 on the CPU: a copy, which does not change with the sender's tensors."""
     # The strides of a dense copy in the same memory format.
     layouts: list[Layout] = [
-        (str(m.dtype), list(m.shape), list(torch.empty_like(m, device="meta").stride())) for m in message
+        (str(m.dtype), list(m.shape), list(torch.empty_like(m, device="meta").stride()), m.device.type != "cpu")
+        for m in message
     ]
     description = json.dumps([edge.what, *edge.when, edge.source, edge.target, layouts]).encode()
     offsets, size = _offsets(len(description), layouts)
@@ -73,22 +75,27 @@ def read_head(run: bytes, head: Tensor) -> Announced:
     return Announced(description, body, checksum)
 
 
-def unpack(announced: Announced, body: Tensor) -> tuple[Edge, Message]:
-    """The message, its tensors being views of the body.  Raises WireError for a body that is damaged."""
+def unpack(announced: Announced, body: Tensor, device: torch.device) -> tuple[Edge, Message]:
+    """The message; its tensors on the CPU are views of the body.  device: the accelerator, for the others.
+
+    Raises WireError for a body that is damaged.
+    """
     if len(body) != announced.body or zlib.crc32(body.numpy().data) != announced.checksum:
         raise WireError("got a damaged body, expected one that agrees with its head")
     described: Any = json.loads(body[: announced.description].numpy().tobytes())
     what, training, step, micro, source, target, layouts = described
     offsets, size = _offsets(announced.description, layouts)
     assert size == announced.body, "both ends run the same code"
-    message = tuple(_view(body, at, layout) for at, layout in zip(offsets, layouts, strict=True))
+    message = tuple(
+        _view(body, at, layout).to(device if layout[3] else "cpu") for at, layout in zip(offsets, layouts, strict=True)
+    )
     return Edge(what, When(training, step, micro), source, target), message
 
 
 def _offsets(start: int, layouts: list[Layout]) -> tuple[list[int], int]:
     """Where every tensor begins, and where the last one ends."""
     offsets: list[int] = []
-    for dtype, shape, _ in layouts:
+    for dtype, shape, *_ in layouts:
         offsets.append(-(-start // ALIGNED) * ALIGNED)
         start = offsets[-1] + torch.Size(shape).numel() * _DTYPES[dtype].itemsize
     return offsets, start

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
 
 from sidestep.core.emit import Message
 from sidestep.core.program import Order
@@ -71,3 +75,15 @@ class Relay:
         if first > 0:
             self.send(Edge(what, when, first, first - 1), message)
         return message
+
+    def gather(self, what: str, when: When, named: Mapping[str, Tensor]) -> Work[dict[str, Tensor]]:
+        """What all engines have by name, at the first; at another what it has and those after it."""
+        first, end = self.own.start, self.own.stop
+        found = dict(named)
+        if end <= self.last:
+            names, *values = yield Edge(what, when, end, end - 1)
+            found |= zip(json.loads(names.numpy().tobytes()), values, strict=True)
+        if first > 0:
+            names = torch.frombuffer(bytearray(json.dumps(list(found)).encode()), dtype=torch.uint8)
+            self.send(Edge(what, when, first, first - 1), (names, *found.values()))
+        return found

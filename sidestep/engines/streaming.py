@@ -103,6 +103,22 @@ class Streaming:
             for module in compilable(chain):
                 compile_calls(module)
 
+    def share(self, own: range, wire: Wire) -> Streaming:
+        """An engine of the same run with some of these very blocks, and a wire to the others."""
+        return Streaming(
+            self.method,
+            self.chain,
+            self.task,
+            self.rule,
+            own=own,
+            wire=wire,
+            seed=self.context.seed,
+            accumulate=self.accumulate,
+            freeze=self.freeze,
+            autocast=self.context.autocast,
+            total_steps=self.total_steps,
+        )
+
     def run(self, work: Work[T]) -> T:
         """Do the work, waiting for the messages it asks for."""
         try:
@@ -372,6 +388,17 @@ class Streaming:
             state.update({f"{part}/model/{k}": v for k, v in module.state_dict().items()})
             state.update({f"{part}/{k}": v for k, v in self.updaters[part].state_dict().items()})
         return state
+
+    def gather(self, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The `state_dict` of all engines, and what each adds, at the engine of the first block; a part elsewhere."""
+        return self.run(self.relay.gather("state", When(True, self.steps), self.state_dict() | dict(more)))
+
+    def agree(self, value: int) -> int:
+        """The first engine's value, at all; it waits for no other."""
+        (agreed,) = self.run(
+            self.relay.climb("agreed", When(True, self.steps), lambda before: before or (torch.tensor(value),))
+        )
+        return int(agreed)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""

@@ -13,6 +13,7 @@ from sidestep.engines.wire import Edge, When
 from sidestep.errors import WireError
 
 RUN = bytes(range(16))
+CPU = torch.device("cpu")
 EDGE = Edge("0 match", When(True, 7, 1), 2, 3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -20,7 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8
 def there_and_back(message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     head, body = pack(RUN, EDGE, message)
     assert len(head) == HEAD
-    edge, found = unpack(read_head(RUN, head), body)
+    edge, found = unpack(read_head(RUN, head), body, CPU)
     assert edge == EDGE
     return found
 
@@ -56,7 +57,7 @@ def test_what_was_packed_does_not_change_with_its_sender() -> None:
     h = torch.ones(3)
     head, body = pack(RUN, EDGE, (h,))
     h.zero_()
-    assert torch.equal(unpack(read_head(RUN, head), body)[1][0], torch.ones(3))
+    assert torch.equal(unpack(read_head(RUN, head), body, CPU)[1][0], torch.ones(3))
 
 
 def test_every_changed_byte_is_seen() -> None:
@@ -65,11 +66,11 @@ def test_every_changed_byte_is_seen() -> None:
         for k in range(len(whole)):
             whole[k] ^= 1 << k % 8
             with pytest.raises(WireError, match=r"damaged|begin no message"):
-                unpack(read_head(RUN, head), body)
+                unpack(read_head(RUN, head), body, CPU)
             whole[k] ^= 1 << k % 8
-        assert unpack(read_head(RUN, head), body)[0] == EDGE, name
+        assert unpack(read_head(RUN, head), body, CPU)[0] == EDGE, name
     with pytest.raises(WireError, match="damaged body"):
-        unpack(read_head(RUN, head), body[:-1])
+        unpack(read_head(RUN, head), body[:-1], CPU)
 
 
 def test_a_message_of_another_run_is_refused() -> None:

@@ -1,0 +1,133 @@
+"""Where this process stands among those that train one network together, and how they find each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sidestep import checkpoint
+from sidestep.assemble import Assembly
+from sidestep.engines.dist_wire import DistWire
+from sidestep.engines.streaming import Streaming
+from sidestep.errors import DataError, UsageError
+from sidestep.run import environment, fingerprint
+from sidestep.watch import SILENCE, Watch, die_with_parent
+
+T = TypeVar("T")
+JOIN_TIMEOUT = timedelta(seconds=60)
+IDLE_TIMEOUT = timedelta(days=1)
+"""How long a message may be waited for: who evaluates makes the others wait, and that is no failure."""
+
+
+class Ranks:
+    """This process among `count` of them; one alone has rank 0 and nobody to talk to.
+
+    restarted: whether these came up because others before them had failed.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, *, watch: Watch | None = None, restarted: bool = False) -> None:
+        self.rank, self.count, self.watch, self.restarted = rank, count, watch, restarted
+        self.wire: DistWire | None = None
+
+    def told(self, find: Callable[[], T]) -> T:
+        """What the first one finds, in JSON's terms, for all.  Raises at all what it raises there."""
+        if self.count == 1:
+            return find()
+        found: T | None = None
+        error: DataError | UsageError | None = None
+        if self.rank == 0:
+            try:
+                found = find()
+            except (DataError, UsageError) as caught:
+                error = caught
+        said = json.dumps({"found": found, "error": str(error), "exit_code": error and error.exit_code})
+        heard: Any = json.loads(_broadcast(said))
+        if error:
+            raise error
+        if heard["exit_code"]:
+            raise SystemExit(heard["exit_code"])  # the first one says why
+        return heard["found"]
+
+    def engine(self, assembly: Assembly) -> Streaming:
+        """What trains this process's share of the blocks.
+
+        Raises UsageError where there are more processes than blocks, DataError where this one would compute other bits.
+        """
+        if self.count == 1:
+            return assembly.engine
+        shares = shared_out(len(assembly.chain.blocks), self.count)
+        mine = checkpoint.as_read({**fingerprint(assembly), **environment(assembly)})
+        first = self.told(lambda: mine)
+        for key, expected, got in checkpoint.differences(first, mine):
+            raise DataError(
+                f"rank {self.rank} has {key} = {got}, expected {expected} as rank 0 has; start all of them alike."
+            )
+        group = dist.group.WORLD
+        assert group is not None
+        run = bytes.fromhex(self.told(lambda: os.urandom(16).hex()))
+        self.wire = DistWire(group, shares, run, assembly.device)
+        return assembly.engine.share(shares[self.rank], self.wire)
+
+    def close(self, reason: str | None = None) -> None:
+        """Say goodbye to the others, and why, if it is before the run is over."""
+        if self.watch is not None:
+            self.watch.stop()
+        if self.wire is not None:
+            wire, self.wire = self.wire, None
+            if reason is None:
+                wire.close()
+            else:
+                wire.close(reason, patience=2.0)
+
+
+def shared_out(blocks: int, ranks: int) -> list[range]:
+    """The blocks of every rank: consecutive ones, as equal in number as can be."""
+    if ranks > blocks:
+        raise UsageError(f"got {ranks} ranks for {blocks} blocks, expected at most one a block; give --ranks {blocks}.")
+    ends = [blocks * (rank + 1) // ranks for rank in range(ranks)]
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@contextmanager
+def joined() -> Generator[Ranks]:
+    """This process's place, as torchrun's environment gives it; alone without one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    die_with_parent()
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store, _, _ = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
+    watch = Watch(dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENCE)), rank, count)
+    ranks = Ranks(rank, count, watch=watch, restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+    try:
+        yield ranks
+    except Exception as error:
+        ranks.close(" ".join(str(error).split()))
+        raise
+    except BaseException:
+        ranks.close("it was stopped")
+        raise
+    else:
+        ranks.close()
+    finally:
+        dist.destroy_process_group()
+
+
+def _broadcast(text: str) -> str:
+    data = bytearray(text.encode())
+    size = torch.tensor(len(data))
+    dist.broadcast(size, 0)
+    body = (
+        torch.frombuffer(data, dtype=torch.uint8) if dist.get_rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
+    )
+    dist.broadcast(body, 0)
+    return body.numpy().tobytes().decode()

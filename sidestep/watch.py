@@ -1,0 +1,89 @@
+"""No rank outlives the others: what a process among several does so that none is left waiting, or left over."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+from torch.distributed import TCPStore
+
+BEAT = 0.5
+"""Seconds between two signs of life."""
+SILENCE = 6.0
+"""Seconds without one after which a rank counts as dead or frozen."""
+EXIT_CODE = 75  # a failure of others, after which the same command may succeed
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when the one that launched it ends, however that ends.  Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Watch:
+    """Gives signs of life, and ends this process at once where another rank gives none any more.
+
+    A wait inside of torch.distributed for a peer that was killed or frozen in the middle of a message may never end,
+    and nothing but the process's own end interrupts it.  So one thread talks, and another looks at the clock.
+
+    store: a connection of its own, since one that waits in another thread would hold it up.
+    """
+
+    def __init__(self, store: TCPStore, rank: int, count: int) -> None:
+        self.store, self.rank = store, rank
+        self.talked = time.monotonic()
+        self.heard: dict[int, tuple[int, float]] = {n: (0, self.talked) for n in range(count) if n != rank}
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.judge)]
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer; the others are told, and do not wait for further signs."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join(2 * BEAT)
+
+    def talk(self) -> None:
+        beat = 0
+        try:
+            while not self.over.wait(BEAT):
+                beat += 1
+                self.store.set(self.key(self.rank), str(beat))
+                for other in list(self.heard):
+                    self.listen(other)
+                self.talked = time.monotonic()
+            self.store.set(self.key(self.rank), "left")
+        except RuntimeError as error:
+            if not self.over.is_set():
+                self.end(f"rank 0, which keeps the signs of life, is gone ({str(error).partition('. ')[0]})")
+
+    def listen(self, other: int) -> None:
+        key, last = self.key(other), self.heard[other][0]
+        said = self.store.get(key).decode() if self.store.check([key]) else "0"
+        if said == "left":
+            del self.heard[other]
+        elif int(said) != last:
+            self.heard[other] = (int(said), time.monotonic())
+
+    def judge(self) -> None:
+        while not self.over.wait(BEAT):
+            now = time.monotonic()
+            if now - self.talked > SILENCE:
+                self.end(f"rank 0, which keeps the signs of life, has not answered for {SILENCE:g} s")
+            for other, (_, since) in list(self.heard.items()):
+                if now - since > SILENCE:
+                    self.end(f"rank {other} has given no sign of life for {SILENCE:g} s")
+
+    @staticmethod
+    def key(rank: int) -> str:
+        return f"alive/{rank}"
+
+    def end(self, why: str) -> None:
+        print(f"sidestep: error: {why}; rank {self.rank} ends, go on with --resume last.", file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)
