@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sidestep import __version__
-from sidestep.config import OPTIONS, TrainConfig, flat, to_toml
+from sidestep.config import OPTIONS, TrainConfig, flat, named_by_time, to_toml
 from sidestep.data import DATASETS
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
@@ -40,6 +40,13 @@ def train(args: Args) -> Result:
     config = args.resolve(args.words[0])
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
+    if args.ranks > 1 and "WORLD_SIZE" not in os.environ:
+        if args.ranks > config.blocks:
+            raise UsageError(f"got --ranks {args.ranks} for {config.blocks} blocks, expected at most one a block.")
+        from sidestep.launch import launch
+
+        out = [] if config.out else ["--out", str(named_by_time(config))]
+        raise SystemExit(launch(["train", *args.line, *out], args.ranks, args.max_restarts))
     from sidestep.train import run
 
     return run(config)
@@ -169,11 +176,16 @@ def list_datasets(args: Args) -> Result:
 ALL = tuple(name for name in OPTIONS if name != "method")
 
 
+def whole(text: str, least: int = 0) -> int:
+    """An integer of at least 0."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least {least}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """An integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
-    return int(text)
+    return whole(text, least=1)
 
 
 def positive(text: str) -> float:
@@ -195,7 +207,21 @@ COMMANDS: dict[str, Command] = {
         takes="METHOD",
         fields=ALL,
         own_fields=True,
-        extra={"--print-config": {"action": "store_true", "help": "print the resolved configuration and stop"}},
+        extra={
+            "--ranks": {
+                "type": count,
+                "default": 1,
+                "metavar": "N",
+                "help": "processes that share the blocks (default: 1)",
+            },
+            "--max-restarts": {
+                "type": whole,
+                "default": 0,
+                "metavar": "N",
+                "help": "how often ranks that failed are started again, from the last checkpoint (default: 0)",
+            },
+            "--print-config": {"action": "store_true", "help": "print the resolved configuration and stop"},
+        },
     ),
     "compare": Command(
         compare,

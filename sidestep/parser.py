@@ -27,7 +27,8 @@ WIDTH = 80
 class Args(argparse.Namespace):
     """A command line, cut up."""
 
-    words: list[str]  # those that are no flags, in order
+    line: list[str]  # as it was typed, without the command
+    words: list[str]  # those of it that are no flags, in order
     flags: dict[str, object]  # by configuration key
     config: Path | None = None
 
@@ -128,7 +129,7 @@ def parse(name: str, command: Command, rest: list[str]) -> Args | None:
     parser.flag(group, "--json", action="store_true", help="one JSON object, on the last line of stdout")
     parser.flag(group, "-h", "--help", action="store_true", help="show this and stop")
 
-    args, words = parser.parse_known_args(rest, Args(flags={}))
+    args, words = parser.parse_known_args(rest, Args(line=rest, flags={}))
     if command.own_fields:
         method = next((word for word in words if word in METHODS), None)
         first = words[1 if name == "bench" else 0 :][:1]
@@ -138,7 +139,7 @@ def parse(name: str, command: Command, rest: list[str]) -> Args | None:
             method = "sid"
         if method is not None:
             add_own_fields(parser, method)
-            args, words = parser.parse_known_args(rest, Args(flags={}))
+            args, words = parser.parse_known_args(rest, Args(line=rest, flags={}))
     if args.help:
         parser.print_help()
         return None

@@ -1,0 +1,168 @@
+"""`sidestep train --ranks`: the folder of one process, by several; and none of them left over, whatever ends them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sidestep import cli
+from sidestep.watch import SILENCE
+from tests.test_resume import command, numbers
+from tests.test_train import QUICK, contents, rows, trained, weights, words
+
+SLOW = QUICK | {"epochs": "6", "save_every": "7", "batch_size": "64", "report": "false"}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process leaves that nothing interrupts."""
+    out = tmp_path_factory.mktemp("run") / "straight"
+    trained("bll", out, **SLOW)
+    return out
+
+
+def same_run(out: Path, straight: Path) -> None:
+    assert weights(out) == weights(straight)
+    assert rows(out) == rows(straight) and len(rows(out)) == 6
+    assert numbers(out) == numbers(straight)
+
+
+def ranks(count: int, out: Path, *more: str) -> list[str]:
+    return command("bll", "--ranks", str(count), "--out", str(out), *more)
+
+
+class Launched:
+    """A launcher, and the processes it has started."""
+
+    def __init__(self, line: list[str]) -> None:
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.launcher = psutil.Process(self.process.pid)
+
+    def ranks(self) -> list[psutil.Process]:
+        """In their order: each knows its own number."""
+        return sorted(self.launcher.children(), key=lambda p: int(p.environ()["RANK"]))
+
+    def wait_for(self, path: Path) -> None:
+        while self.process.poll() is None and not path.exists():
+            time.sleep(0.005)
+
+    def end(self, timeout: float = 60) -> tuple[int, str, str]:
+        """Exit code, and the last lines of stdout and stderr."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, (out.splitlines() or [""])[-1], (err.splitlines() or [""])[-1]
+
+
+@pytest.fixture
+def started() -> Generator[list[Launched]]:
+    """Those that a test starts, none of which outlives it."""
+    found: list[Launched] = []
+    yield found
+    for launched in found:
+        for process in (*launched.launcher.children(), launched.launcher) if launched.launcher.is_running() else ():
+            process.kill()
+
+
+def start(started: list[Launched], line: list[str]) -> Launched:
+    started.append(Launched(line))
+    return started[-1]
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def test_they_leave_the_folder_of_one_and_another_number_goes_on_after_a_signal(
+    straight: Path, tmp_path: Path, started: list[Launched]
+) -> None:
+    """Two are stopped, four go on and are stopped, one ends it: parameters, metrics and numbers of one alone."""
+    out = tmp_path / "run"
+    first = start(started, ranks(2, out, *words(SLOW)))
+    first.wait_for(out / "checkpoints" / "step-14")
+    first.process.send_signal(signal.SIGTERM)
+    code, _, err = first.end()
+    assert code == 143 and err == f"sidestep: SIGTERM; saved, go on with --resume last --out {out}"
+    second = start(started, ranks(4, out, "--resume", "last"))
+    second.wait_for(out / "checkpoints" / "step-49")
+    second.process.send_signal(signal.SIGINT)
+    code, _, err = second.end()
+    assert code == 130 and err == f"sidestep: SIGINT; saved, go on with --resume last --out {out}"
+    assert cli.main(["train", "bll", "--resume", "last", "--out", str(out)]) == 0
+    same_run(out, straight)
+
+
+def test_the_last_line_of_json_is_the_first_ones_summary_and_a_finished_run_is_left_as_it_is(
+    straight: Path, tmp_path: Path, started: list[Launched]
+) -> None:
+    out = tmp_path / "run"
+    code, printed, _ = start(started, ranks(2, out, "--json", *words(SLOW))).end()
+    assert code == 0 and printed.startswith('{"method": "bll"')
+    same_run(out, straight)
+    before = contents(out)
+    code, again, _ = start(started, ranks(2, out, "--resume", "last", "--json")).end()
+    assert code == 0 and again == printed
+    assert contents(out) == before
+
+
+def test_bad_input_is_one_line_with_the_code_of_one_process(
+    straight: Path, tmp_path: Path, started: list[Launched], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is found before any process is started, the second by the first one of them."""
+    assert cli.main(["train", "bll", "--ranks", "5"]) == 2
+    error = "sidestep: error: got --ranks 5 for 4 blocks, expected at most one a block.\n"
+    assert capsys.readouterr().err == error
+    refused = start(started, ranks(2, straight))
+    _, err = refused.process.communicate(timeout=60)
+    assert refused.process.returncode == 2
+    advice = "give --resume last to continue it, --overwrite, or another --out."
+    assert err == f"sidestep: error: {straight} holds a run; {advice}\n"
+
+
+def test_a_rank_that_is_killed_ends_all_and_restarts_end_with_the_parameters_of_an_uninterrupted_run(
+    straight: Path, tmp_path: Path, started: list[Launched]
+) -> None:
+    out = tmp_path / "run"
+    launched = start(started, ranks(2, out, *words(SLOW)))
+    launched.wait_for(out / "checkpoints" / "step-14")
+    workers = launched.ranks()
+    workers[1].kill()
+    code, _, err = launched.end(timeout=10)
+    assert code == 1 and err == "sidestep: error: rank 1 was killed by SIGKILL; go on with --resume last."
+    assert gone(workers, 0)
+    again = start(started, ranks(2, out, "--resume", "last", "--max-restarts", "1"))
+    again.wait_for(out / "checkpoints" / "step-49")
+    again.ranks()[0].kill()
+    code, _, _ = again.end()
+    assert code == 0
+    same_run(out, straight)
+
+
+def test_no_rank_outlives_its_launcher(tmp_path: Path, started: list[Launched]) -> None:
+    out = tmp_path / "run"
+    launched = start(started, ranks(2, out, *words(SLOW | {"epochs": "100"})))
+    launched.wait_for(out / "checkpoints" / "step-7")
+    workers = launched.ranks()
+    launched.process.kill()
+    assert gone(workers, 2)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_that_is_frozen_ends_the_other_in_time(frozen: int, tmp_path: Path, started: list[Launched]) -> None:
+    out = tmp_path / "run"
+    launched = start(started, ranks(2, out, *words(SLOW | {"epochs": "100"})))
+    launched.wait_for(out / "checkpoints" / "step-7")
+    workers = launched.ranks()
+    workers[frozen].suspend()
+    began = time.monotonic()
+    assert gone([workers[1 - frozen]], 2 * SILENCE)
+    assert time.monotonic() - began <= SILENCE + 1
+    code, _, err = launched.end()
+    who = ["rank 0, which keeps the signs of life, has not answered", "rank 1 has given no sign of life"][frozen]
+    assert code == 1
+    assert err == f"sidestep: error: {who} for {SILENCE:g} s; rank {1 - frozen} ends, go on with --resume last."
