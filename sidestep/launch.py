@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 
@@ -29,20 +30,23 @@ def launch(line: Sequence[str], ranks: int, max_restarts: int) -> int:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the workers say what is wrong
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=max_restarts,
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
     try:
-        elastic_launch(config, sys.executable)("-m", "sidestep", *line)
+        # The agent's own store would be open to the whole network; a file is not.
+        with tempfile.NamedTemporaryFile(prefix="sidestep-ranks-") as meeting_point:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=ranks,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint=meeting_point.name,
+                rdzv_configs={"store_type": "file"},
+                local_addr="127.0.0.1",
+                max_restarts=max_restarts,
+                logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+                shutdown_timeout=SHUTDOWN_SECONDS,
+            )
+            elastic_launch(config, sys.executable)("-m", "sidestep", *line)
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +19,7 @@ from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError
 from sidestep.run import environment, fingerprint
-from sidestep.watch import SILENCE, Watch, die_with_parent
+from sidestep.watch import Watch, die_with_parent
 
 T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(seconds=60)
@@ -103,10 +104,11 @@ def joined() -> Generator[Ranks]:
         yield Ranks()
         return
     die_with_parent()
-    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store, _, _ = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    rank = int(os.environ["RANK"])
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = meeting_point(count, opens=ours and rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
-    watch = Watch(dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENCE)), rank, count)
+    watch = Watch(meeting_point(count, opens=False), rank, count)
     ranks = Ranks(rank, count, watch=watch, restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
     try:
         yield ranks
@@ -120,6 +122,18 @@ def joined() -> Generator[Ranks]:
         ranks.close()
     finally:
         dist.destroy_process_group()
+
+
+def meeting_point(count: int, *, opens: bool) -> dist.Store:
+    """A connection to the store of torchrun's environment; opens: whether this process is the one that keeps it.
+
+    It listens at the address that it is asked for at: left to itself, a TCPStore listens to the whole network.  What
+    an attempt before has left in a store that is torchrun's is out of sight.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening = socket.create_server((host, port)).detach() if opens else None
+    store = dist.TCPStore(host, port, count, opens, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening)
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def _broadcast(text: str) -> str:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from torch.distributed import TCPStore
+from torch.distributed import Store
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -34,7 +34,7 @@ class Watch:
     store: a connection of its own, since one that waits in another thread would hold it up.
     """
 
-    def __init__(self, store: TCPStore, rank: int, count: int) -> None:
+    def __init__(self, store: Store, rank: int, count: int) -> None:
         self.store, self.rank = store, rank
         self.talked = time.monotonic()
         self.heard: dict[int, tuple[int, float]] = {n: (0, self.talked) for n in range(count) if n != rank}

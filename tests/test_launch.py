@@ -142,11 +142,16 @@ def test_a_rank_that_is_killed_ends_all_and_restarts_end_with_the_parameters_of_
     same_run(out, straight)
 
 
-def test_no_rank_outlives_its_launcher(tmp_path: Path, started: list[Launched]) -> None:
+def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(
+    tmp_path: Path, started: list[Launched]
+) -> None:
     out = tmp_path / "run"
     launched = start(started, ranks(2, out, *words(SLOW | {"epochs": "100"})))
     launched.wait_for(out / "checkpoints" / "step-7")
     workers = launched.ranks()
+    processes = [launched.launcher, *workers]
+    listening = [c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening and all(address.ip == "127.0.0.1" for address in listening)
     launched.process.kill()
     assert gone(workers, 2)
 
