@@ -36,17 +36,23 @@ SHARED = ("data", "model", "blocks", "at", "balance", "recipe", "batch_size", "s
 """The fields that are flags of commands which measure a network, not train it; `--set` reaches the others."""
 
 
+def in_ranks(line: Sequence[str], count: int, config: TrainConfig, max_restarts: int = 0) -> None:
+    """Where several processes are asked for, and this is none of them, leave with what they make of the line."""
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return
+    if count > config.blocks:
+        raise UsageError(f"got --ranks {count} for {config.blocks} blocks, expected at most one a block.")
+    from sidestep.launch import launch
+
+    raise SystemExit(launch(line, count, max_restarts))
+
+
 def train(args: Args) -> Result:
     config = args.resolve(args.words[0])
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
-    if args.ranks > 1 and "WORLD_SIZE" not in os.environ:
-        if args.ranks > config.blocks:
-            raise UsageError(f"got --ranks {args.ranks} for {config.blocks} blocks, expected at most one a block.")
-        from sidestep.launch import launch
-
-        out = [] if config.out else ["--out", str(named_by_time(config))]
-        raise SystemExit(launch(["train", *args.line, *out], args.ranks, args.max_restarts))
+    folder = [] if config.out else ["--out", str(named_by_time(config))]
+    in_ranks(["train", *args.line, *folder], args.ranks, config, args.max_restarts)
     from sidestep.train import run
 
     return run(config)
@@ -84,11 +90,19 @@ def audit(args: Args) -> Result:
 
 def bench(args: Args) -> Result:
     kind, method = [*args.words, "sid"][:2]
-    if kind not in ("step", "memory"):
-        raise unknown("bench", kind, ["step", "memory"])
-    if kind == "memory" and (args.against or args.steps or args.train):
-        raise UsageError("--against, --steps and --train are of sidestep bench step; leave them out of bench memory.")
+    if kind not in ("step", "memory", "ranks"):
+        raise unknown("bench", kind, ["step", "memory", "ranks"])
+    extra = {"--against": args.against, "--steps": args.steps, "--train": args.train, "--ranks": args.ranks}
+    allowed = {"step": ("--against", "--steps", "--train"), "memory": (), "ranks": ("--steps", "--train", "--ranks")}
+    if wrong := [flag for flag, value in extra.items() if value and flag not in allowed[kind]]:
+        kinds = " and ".join(f"bench {k}" for k, flags in allowed.items() if wrong[0] in flags)
+        raise UsageError(f"{wrong[0]} is a flag of sidestep {kinds}; leave it out of bench {kind}.")
     config = args.resolve(method)
+    if kind == "ranks":
+        in_ranks(["bench", *args.line], args.ranks or 2, config)
+        from sidestep.bench.ranks import run as run_ranks
+
+        return run_ranks(config, rounds=args.steps or 14, train=args.train)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory
 
@@ -249,15 +263,23 @@ COMMANDS: dict[str, Command] = {
     ),
     "bench": Command(
         bench,
-        "speed or memory of a method beside plain autograd",
+        "speed or memory of a method beside plain autograd or pipelines",
         "sidestep bench step sid --model simplecnn --against reference",
-        takes="step|memory [METHOD]",
+        takes="step|memory|ranks [METHOD]",
         fields=SHARED,
         own_fields=True,
         extra={
             "--against": {"choices": ["plain", "reference"], "help": "step: what it is timed against (default: plain)"},
-            "--steps": {"type": count, "metavar": "N", "help": "step: how many are timed (default: 20)"},
-            "--train": {"action": "store_true", "help": "step against reference: train both too, with 3 seeds"},
+            "--steps": {
+                "type": count,
+                "metavar": "N",
+                "help": "step: how many are timed (default: 20); ranks: turns of four (default: 14)",
+            },
+            "--train": {
+                "action": "store_true",
+                "help": "train what is compared too: step against reference with 3 seeds, ranks with one",
+            },
+            "--ranks": {"type": count, "metavar": "N", "help": "ranks: how many processes (default: 2)"},
         },
     ),
     "study": Command(

@@ -142,7 +142,14 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench step sidd", "unknown method 'sidd'; did you mean 'sid'?"),
         (
             "bench memory --steps 3",
-            "--against, --steps and --train are of sidestep bench step; leave them out of bench memory.",
+            "--steps is a flag of sidestep bench step and bench ranks; leave it out of bench memory.",
+        ),
+        ("bench step --ranks 2", "--ranks is a flag of sidestep bench ranks; leave it out of bench step."),
+        ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),
+        ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
+        (
+            "train sid --max-restarts -1",
+            "argument --max-restarts: got '-1', expected an integer of at least 0; see sidestep train --help",
         ),
         ("evaluate", "sidestep evaluate takes RUN, got none; see sidestep evaluate --help"),
         ("methods sid", "sidestep methods takes no words, got sid; see sidestep methods --help"),

@@ -102,8 +102,13 @@ def measured(
     samples = interleaved(
         {name: partial(step, batch) for name, step in candidates.items()}, rounds=steps, device=assembly.device
     )
-    rows: list[dict[str, object]] = []
-    for name in candidates:
+    return {"base": base, "rows": rows_of(samples, base, len(batch[0]))} | circumstances(assembly)
+
+
+def rows_of(samples: Mapping[str, Sequence[float]], base: str, batch_size: int) -> list[dict[str, Any]]:
+    """Of every candidate's times in milliseconds: median and quartiles, and those of its ratios to the base's."""
+    rows: list[dict[str, Any]] = []
+    for name in samples:
         timing = Timing.of(samples[name])
         ratio, low, high = ratios(samples, name, base)
         rows.append(
@@ -112,14 +117,14 @@ def measured(
                 "step_ms": timing.median_ms,
                 "step_ms_low": timing.low_ms,
                 "step_ms_high": timing.high_ms,
-                "samples_per_second": 1000 * len(batch[0]) / timing.median_ms,
+                "samples_per_second": 1000 * batch_size / timing.median_ms,
                 "ratio": ratio,
                 "ratio_low": low,
                 "ratio_high": high,
                 "n": timing.n,
             }
         )
-    return {"base": base, "rows": rows} | circumstances(assembly)
+    return rows
 
 
 def circumstances(assembly: Assembly) -> dict[str, Any]:

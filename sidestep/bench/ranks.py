@@ -1,0 +1,211 @@
+"""Step time of blocks in several processes, beside one process, torch's pipelines and data parallelism."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sidestep.assemble import Assembly, assemble, optimizer_factory
+from sidestep.bench.plain import PlainStep
+from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
+from sidestep.bench.step import circumstances, rows_of
+from sidestep.config import TrainConfig
+from sidestep.core.cut import CutPlan
+from sidestep.engines.streaming import Streaming
+from sidestep.errors import UsageError
+from sidestep.measure.cost import like
+from sidestep.measure.timing import interleaved, ratios
+from sidestep.ranks import Ranks, joined, shared_out
+from sidestep.train import Trainer
+
+MICROBATCHES = (2, 4, 8, 16)
+STEPS_A_TURN = 4
+"""Steps that are timed as one: ranks that run ahead fill up in the first."""
+ONE_BUSY, ALL_BUSY = "calibration, one busy", "calibration, all busy"
+Step = Callable[[tuple[Tensor, Tensor]], object]
+
+
+def run(config: TrainConfig, *, rounds: int = 14, train: bool = False) -> dict[str, Any]:
+    """What `sidestep bench ranks` prints: medians, quartiles and paired ratios of interleaved turns.
+
+    train: train the method and backprop too, as the configuration says, since a speed says nothing without an accuracy.
+    """
+    with joined() as ranks:
+        if ranks.count == 1:
+            raise UsageError("got one process, expected two or more to compare it with; give --ranks 2.")
+        assembly = assemble(config)
+        found = compared(assembly, ranks, rounds)
+        ranks.close()
+        if ranks.rank:
+            raise SystemExit(0)
+        if train:
+            found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
+    return found | {"text": ranks_table(found)}
+
+
+def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
+    """Time everything in turn, all processes together; every `ratio_to_X` is ours over X's, in the same round."""
+    group = dist.new_group(backend="gloo")  # a wire's messages and a pipeline's must not be taken for each other's
+    assert isinstance(group, dist.ProcessGroup)
+    batch = assembly.batches(0)
+    engine = ranks.engine(assembly)
+    ours, alone = name_of(assembly.config.method, ranks.count), name_of(assembly.config.method, 1)
+    single = singles(assembly, engine, ranks)
+    shared = {ours: engine.step} | rivals(assembly, ranks, group)
+
+    def turn(step: Step | None) -> None:
+        if step is not None:
+            for _ in range(STEPS_A_TURN):
+                step(batch)
+        dist.barrier(group)
+
+    steps: dict[str, Step | None] = {name: step if ranks.rank == 0 else None for name, step in single.items()}
+    work = calibration(assembly, ranks)
+    steps |= {**shared, ONE_BUSY: work if ranks.rank == 0 else None, ALL_BUSY: work}
+    turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, device=assembly.device)
+    samples = {name: [ms / STEPS_A_TURN for ms in found] for name, found in turns.items()}
+    rows = {row["name"]: row for row in rows_of(samples, ours, len(batch[0]))}
+    calibrated = ratios(samples, ALL_BUSY, ONE_BUSY)
+    found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values()), "calibration": calibrated[0]}
+    found |= {"calibration_low": calibrated[1], "calibration_high": calibrated[2]}
+    rivals_of = {"one_process": [alone], "ddp": ["backprop, data parallel"]}
+    rivals_of |= {kind.lower(): [name for name in rows if name.startswith(kind)] for kind in SCHEDULES}
+    for key, names in rivals_of.items():
+        if names:
+            best = min(names, key=lambda name: rows[name]["step_ms"])
+            middle, low, high = ratios(samples, ours, best)
+            found |= {f"ratio_to_{key}": middle, f"ratio_to_{key}_low": low, f"ratio_to_{key}_high": high}
+            found[f"best_{key}"] = best
+    pipelines = [name for kind in ("GPipe", "1F1B") for name in rivals_of[kind.lower()]]
+    if pipelines:
+        found["pipeline"] = pipeline_share(min(pipelines, key=lambda name: rows[name]["step_ms"]), found)
+    return found | circumstances(assembly)
+
+
+def pipeline_share(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline of P ranks and m micro-batches loses to an even share of a whole batch's work, as factors.
+
+    bubble: (m + P - 1) / m.  small_batches: what micro-batches cost in one process.  engine: what is left once the
+    calibration is taken into account.
+    """
+    times = {row["name"]: row["step_ms"] for row in found["rows"]}
+    count, m = found["ranks"], int(name.split(", ")[1].split()[0])
+    whole, cut = times[name_of("backprop", 1)], times[f"{name_of('backprop', 1)}, {m} micro-batches"]
+    bubble = (m + count - 1) / m
+    engine = times[name] / (cut / count * found["calibration"] * bubble)
+    return {"name": name, "bubble": bubble, "small_batches": cut / whole, "engine": engine}
+
+
+def name_of(method: str, processes: int) -> str:
+    return f"{method}, {processes} process{'es' if processes > 1 else ''}"
+
+
+def singles(assembly: Assembly, engine: Streaming, ranks: Ranks) -> dict[str, Step]:
+    """What one process does alone: the method, with all cores too, and plain backprop, in micro-batches too."""
+    method, make = assembly.config.method, optimizer_factory(assembly.config)
+    options: Any = {"autocast": engine.context.autocast}
+    whole = like(assembly, method).engine.step
+
+    every = ranks.count * torch.get_num_threads()
+
+    def threaded(batch: tuple[Tensor, Tensor]) -> None:
+        with threads(every):
+            whole(batch)
+
+    model = copy.deepcopy(assembly.model)
+    found: dict[str, Step] = {
+        name_of(method, 1): whole,
+        f"{name_of(method, 1)}, {every} threads": threaded,
+        name_of("backprop", 1): PlainStep(model, make(model.parameters()), **options).step,
+    }
+    for m in MICROBATCHES:
+        model = copy.deepcopy(assembly.model)
+        name = f"{name_of('backprop', 1)}, {m} micro-batches"
+        found[name] = MicroBatchedStep(model, make(model.parameters()), m, **options).step
+    return found
+
+
+def rivals(assembly: Assembly, ranks: Ranks, group: dist.ProcessGroup) -> dict[str, Step]:
+    """Backpropagation by all processes together, on the same network, batch and optimizer."""
+    make, autocast = optimizer_factory(assembly.config), assembly.engine.context.autocast
+    found: dict[str, Step] = {}
+    for kind, each in SCHEDULES.items():
+        for m in MICROBATCHES:
+            nets = slices(assembly)
+            if len(nets) >= each * ranks.count and m >= each * ranks.count:
+                stages = [nn.Sequential(*nets[s.start : s.stop]) for s in shared_out(len(nets), each * ranks.count)]
+                pipeline = PipelineStep(kind, stages, m, make, group, assembly.device, autocast)
+                found[f"{kind}, {m} micro-batches"] = pipeline.step
+    parallel = DataParallelStep(copy.deepcopy(assembly.model), make, group, autocast=autocast)
+    return found | {"backprop, data parallel": parallel.step}
+
+
+def slices(assembly: Assembly) -> list[nn.Module]:
+    """The network of its own, cut as the method's blocks are."""
+    whole = like(assembly, "backprop")
+    plan = CutPlan(whole.config.blocks, whole.config.balance, whole.config.at)
+    return list(plan(whole.model, assembly.task.sample).nets)
+
+
+def calibration(assembly: Assembly, ranks: Ranks) -> Step:
+    """The same work on every process: what a machine's cores give when all are busy, beside one of them."""
+    nets = slices(assembly)
+    first = nn.Sequential(*nets[: shared_out(len(nets), ranks.count)[0].stop])
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        first(batch[0]).square().mean().backward()
+
+    return step
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def accuracy(assembly: Assembly) -> float | None:
+    """Of the validation samples, after the run the configuration asks for."""
+    trainer = Trainer(assembly, quiet=True)
+    trainer.train()
+    found: Any = trainer.summary()["val_accuracy"]
+    return found
+
+
+def ranks_table(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"{found['model']} in {found['blocks']} blocks on {found['data']}, batch {found['batch_size']}, "
+        f"{found['precision']}, {found['ranks']} ranks of {found['threads']} threads",
+        f"{'':<40}{'ms a step (quartiles)':>24}{'over ours':>12}",
+    ]
+    for r in found["rows"]:
+        time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
+        lines.append(f"{r['name']:<40}{time:>24}{r['ratio']:>12.3f}")
+    lines.append("")
+    for key in ("one_process", "gpipe", "1f1b", "zbv", "ddp"):
+        if f"ratio_to_{key}" in found:
+            low, high = found[f"ratio_to_{key}_low"], found[f"ratio_to_{key}_high"]
+            lines.append(f"ours over {found[f'best_{key}']}: {found[f'ratio_to_{key}']:.3f} ({low:.3f}..{high:.3f})")
+    lines.append(
+        f"calibration, all ranks busy over one: {found['calibration']:.3f} "
+        f"({found['calibration_low']:.3f}..{found['calibration_high']:.3f})"
+    )
+    if "pipeline" in found:
+        p = found["pipeline"]
+        lines.append(
+            f"{p['name']}: bubble {p['bubble']:.3f}, small batches {p['small_batches']:.3f}, engine {p['engine']:.3f}"
+        )
+    for name, value in found.get("accuracy", {}).items():
+        lines.append(f"validation accuracy of {name}: " + ("none" if value is None else f"{100 * value:.2f} %"))
+    return "\n".join(lines)
