@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,22 @@ CASES = [
         partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian"),
     ),
 ]
+
+
+FIGURES: dict[str, list[float]] = {}
+"""What tests of faults have measured, by what it is."""
+
+
+@pytest.fixture
+def figure() -> Callable[[str, float], None]:
+    """Note a figure of this name; all of a name are summed up when the tests are over."""
+    return lambda name, value: FIGURES.setdefault(name, []).append(value)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, values in FIGURES.items():
+        low, middle, high = min(values), statistics.median(values), max(values)
+        terminalreporter.write_line(f"{name}: {middle:.2f} ({low:.2f} to {high:.2f}), {len(values)} times")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
