@@ -200,7 +200,12 @@ def assemble(
     for _, module in chain.parts():
         place(module, device, images)
     resolved = replace(
-        config, at=chain.at, blocks=len(chain.blocks), device=str(device), precision=precision, engine="streaming"
+        config,
+        at=chain.at,
+        blocks=len(chain.blocks),
+        device=str(device),
+        precision=precision,
+        engine="streaming" if config.engine == "auto" else config.engine,
     )
     rule = UpdateRule(
         optimizer_factory(config),
@@ -213,6 +218,7 @@ def assemble(
         chain,
         task,
         rule,
+        stacked=config.engine == "stacked",
         seed=config.seed,
         accumulate=config.accumulate,
         freeze=config.freeze,

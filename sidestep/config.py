@@ -101,7 +101,9 @@ class TrainConfig:
     device: str = field(default="auto", metadata=about("run", "auto, cpu, cuda or cuda:N"))
     precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=about("run", "bf16 is autocast"))
     threads: int | None = field(default=None, metadata=about("run", "CPU threads; none leaves torch's", COUNT))
-    engine: Literal["auto", "streaming"] = field(default="auto", metadata=about("run", "what runs the program"))
+    engine: Literal["auto", "streaming", "stacked"] = field(
+        default="auto", metadata=about("run", "streaming: block by block (auto); stacked: equal blocks as one")
+    )
     compile: bool = field(default=False, metadata=about("run", "torch.compile the blocks"))
     save_every: int | None = field(default=None, metadata=about("run", "steps a checkpoint; none is an epoch", COUNT))
     report: bool = field(default=True, metadata=about("run", "audit the run and write its page when it ends"))

@@ -105,6 +105,8 @@ def joined() -> Generator[Ranks]:
         return
     die_with_parent()
     rank = int(os.environ["RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = meeting_point(count, opens=ours and rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)

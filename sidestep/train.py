@@ -244,7 +244,9 @@ class Trainer:
             raise DataError(
                 f"{start} holds parameters only, expected a checkpoint to go on from, such as step-10 there."
             )
-        warn(checkpoint.check(manifest, fingerprint(self.assembly), environment(self.assembly)))
+        warnings = checkpoint.check(manifest, fingerprint(self.assembly), environment(self.assembly))
+        if self.first:
+            warn(warnings)
         extra: Any = manifest.extra
         self.timed = tuple(extra["timed"])
         if extra["best"]:

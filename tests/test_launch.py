@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -11,10 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+import sidestep.train as training
 from sidestep import cli
+from sidestep.assemble import assemble
+from sidestep.core.emit import Message
+from sidestep.engines.wire import Edge, LocalWire
+from sidestep.train import Trainer
 from sidestep.watch import SILENCE
 from tests.test_resume import command, numbers
-from tests.test_train import QUICK, contents, rows, trained, weights, words
+from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
 
 SLOW = QUICK | {"epochs": "6", "save_every": "7", "batch_size": "64", "report": "false"}
 
@@ -140,6 +146,26 @@ def test_a_rank_that_is_killed_ends_all_and_restarts_end_with_the_parameters_of_
     code, _, _ = again.end()
     assert code == 0
     same_run(out, straight)
+
+
+def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other ranks are not dead, so nothing else ends the wait; what was not saved is lost."""
+
+    class Silent(LocalWire):
+        def receive(self, edge: Edge) -> Message:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            raise AssertionError("it was not interrupted")
+
+    monkeypatch.setattr(training, "PATIENCE", 1)
+    assembly = assemble(configured("bll"))
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as left:
+        Trainer(assembly, assembly.engine.share(range(2, 4), Silent()), quiet=True).train()
+    assert left.value.code == 143 and time.monotonic() - began < 10
+    assert capsys.readouterr().err == "sidestep: other ranks do not answer; stopping at the last checkpoint\n"
 
 
 def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -38,6 +38,15 @@ class Cell:
     shared: Message  # the hub's output, as leaves of this block's own
     kept: dict[str, Tensor]
     key: int  # of (seed, step, micro-batch, block, pass)
+    index: Tensor | None = None  # () the block, where equal blocks are computed as one
+
+    def own(self, values: Sequence[float]) -> float | Tensor:
+        """Of values that are one a block, this block's."""
+        if self.index is None:
+            return values[self.block.index]
+        if len(set(values)) == 1:
+            return values[0]
+        return torch.tensor(values, device=self.index.device)[self.index]
 
     @property
     def y(self) -> Tensor:

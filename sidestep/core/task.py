@@ -38,7 +38,7 @@ class Task(ABC):
         """The shape of a network's answer to inputs x."""
 
     @abstractmethod
-    def loss(self, answer: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """The mean negative log-likelihood of the targets, (), in nats a label or a number."""
 
     @abstractmethod
@@ -90,10 +90,13 @@ class Classification(Task):
         one_hot = y if y.is_floating_point() else F.one_hot(y, self.num_classes).float()
         return torch.lerp(one_hot, torch.full_like(one_hot, 1 / self.num_classes), smoothing) if smoothing else one_hot
 
-    def loss(self, answer: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """Mean cross-entropy between the target of `target` and softmax(answer), in nats.  answer: (..., C) logits."""
         if self.per_token:
             answer, y = answer.flatten(0, -2), y.flatten()
+        if isinstance(smoothing, Tensor):  # torch's own takes a number only
+            uniform = -F.log_softmax(answer.float(), -1).mean()
+            return torch.lerp(F.cross_entropy(answer.float(), y), uniform, smoothing)
         return F.cross_entropy(answer.float(), y, label_smoothing=smoothing)
 
     def check_targets(self, x: Tensor, y: Tensor, *, values: bool) -> None:
@@ -144,7 +147,7 @@ class Regression(Task):
         mean, log_precision = moments(answer)
         return 0.5 * (LOG_2PI - log_precision + log_precision.exp() * (y - mean).square())
 
-    def loss(self, answer: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """Mean of `surprise`, ().  Raises ValueError for smoothing, which is of classes."""
         if smoothing:
             raise ValueError(f"got label_smoothing={smoothing} for targets that are numbers, expected 0.")

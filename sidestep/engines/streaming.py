@@ -23,6 +23,7 @@ from sidestep.core.task import Task
 
 from .compiled import compilable, compile_calls
 from .relay import Relay
+from .stacked import Stack, stretches
 from .update import Updater, UpdateRule, norms
 from .wire import T, When, Wire, Work
 
@@ -50,6 +51,8 @@ class Streaming:
 
     own: the blocks, from 0, that are here, the hub being with the first; None is all.  wire: to those elsewhere.
 
+    stacked: compute equal blocks in a row as one, which `stacked` refuses where it cannot; all blocks are here.
+
     total_steps: of the whole run, for a method whose objective changes over it.
 
     freeze: blocks, from 0, whose parameters stay as they are (requires_grad is off); what their objectives ask of other
@@ -65,6 +68,7 @@ class Streaming:
         *,
         own: range | None = None,
         wire: Wire | None = None,
+        stacked: bool = False,
         seed: int = 0,
         accumulate: int = 1,
         freeze: Collection[int] = (),
@@ -97,11 +101,24 @@ class Streaming:
         self.updaters = {part: Updater(module, rule) for part, module in self.parts}
         hub_trained = chain.hub is not None and any(p.requires_grad for p in chain.hub.parameters())
         self.derived = Derived(count, self.program, hub_trained)
+        self.stacks: dict[int, Stack] = {}  # by their first block
+        if stacked:
+            self._stack(compile)
         self.steps = 0
         self.answers = 0  # inferences run, which tells their messages apart
         if compile:
             for module in compilable(chain):
                 compile_calls(module)
+
+    def _stack(self, compile: bool) -> None:
+        if compile:
+            raise ValueError("stacked blocks are not compiled; give one of --engine stacked and --compile.")
+        assert self.relay.wire is None, "all blocks of a stack are here"
+        for blocks in stretches(self.chain, self.program, self.context.device):
+            own = [self.updaters[f"blocks.{block.index}"] for block in blocks]
+            self.stacks[blocks[0].index] = Stack(blocks, own, self.rule)
+        within = {n for stack in self.stacks.values() for n in stack.indices[1:]}
+        self.cells = [(i, n) for i, n in self.cells if n not in within]
 
     def share(self, own: range, wire: Wire) -> Streaming:
         """An engine of the same run with some of these very blocks, and a wire to the others."""
@@ -172,6 +189,8 @@ class Streaming:
         with frozen_statistics(*(module for _, module in self.parts)):
             whole = Batch(x, y, self.steps, 0, self.progress)
             self.run(self._sweep(whole, {}, update=False, scale=1.0, only=losses))
+        for stack in self.stacks.values():
+            stack.hand_out_gradients()
         found = {
             f"{part}.{name}": p.grad
             for part, module in self.parts
@@ -187,6 +206,8 @@ class Streaming:
         return None if self.total_steps is None else min(self.steps / self.total_steps, 1.0)
 
     def _forget_gradients(self) -> None:
+        for stack in self.stacks.values():
+            stack.forget_gradients()
         for module in self.modules:
             for p in module.parameters(recurse=False):
                 p.grad = None
@@ -222,6 +243,9 @@ class Streaming:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
             message = yield from self._incoming(i, p, n, carry, batch, when, shared[n])
+            if n in self.stacks:
+                carry = self._run_stack(self.stacks[n], p, cell, message, losses, metrics, update, scale, only)
+                continue
             emit = run_cell(p, cell, message, self.context)
             away = self.relay.after(p.order, f"{i} {p.name}", when, n)
             if away and not emit.send_grad:
@@ -246,6 +270,35 @@ class Streaming:
             if update and not self._update_together and "hub" in self.updaters:
                 self._update("hub")
         return losses
+
+    def _run_stack(
+        self,
+        stack: Stack,
+        p: Pass,
+        cell: Cell,
+        message: Message,
+        losses: dict[int, Tensor],
+        metrics: dict[str, Tensor],
+        update: bool,
+        scale: float,
+        only: Collection[int] | None,
+    ) -> Message:
+        """Run, and with `update` move, a stack of blocks, of which `cell` is the first one's."""
+        weight = torch.tensor([scale if only is None or n in only else 0.0 for n in stack.indices])
+        found = stack.run(
+            p,
+            cell.batch,
+            self.context,
+            cell.shared,
+            message,
+            weight.to(self.context.device),
+            unlabelled=p in self.method.inference(),
+        )
+        losses.update(zip(stack.indices, found.loss, strict=True))
+        metrics.update({f"{n}/{k}": v[j] for k, v in found.metrics.items() for j, n in enumerate(stack.indices)})
+        if update:
+            stack.update(self.steps)
+        return found.send
 
     def _encode(self, batch: Batch, when: When, hub: nn.Module | None) -> Work[Message]:
         """The hub's output: made where the first block is, and handed on."""
@@ -383,6 +436,8 @@ class Streaming:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, keyed by part: the same layout however many processes there are."""
+        for stack in self.stacks.values():
+            stack.hand_out_state()
         state = {"steps": torch.tensor(self.steps)}
         for part, module in self.parts:
             state.update({f"{part}/model/{k}": v for k, v in module.state_dict().items()})
@@ -414,6 +469,8 @@ class Streaming:
             own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
+        for stack in self.stacks.values():
+            stack.take_state()
         self.steps = int(state["steps"])
 
 

@@ -34,13 +34,20 @@ class UpdateRule:
 
 
 class Updater:
-    """The optimizer state and the moving average of one part."""
+    """The optimizer state and the moving average of one part.
 
-    def __init__(self, module: nn.Module, rule: UpdateRule) -> None:
+    like: of a stack, one block's parameters, by whose shapes the rule says which of them are decayed.
+    """
+
+    def __init__(self, module: nn.Module, rule: UpdateRule, like: Sequence[nn.Parameter] | None = None) -> None:
         self.module = module
         self.rule = rule
         self.parameters: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = rule.optimizer(self.parameters) if self.parameters else None
+        self.optimizer = rule.optimizer(like or self.parameters) if self.parameters else None
+        if self.optimizer is not None and like is not None:
+            own = dict(zip(like, self.parameters, strict=True))
+            for group in self.optimizer.param_groups:
+                group["params"] = [own[p] for p in group["params"]]
         self.base_lr: list[float] = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
         self.average = (
             AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(rule.ema)) if rule.ema is not None else None

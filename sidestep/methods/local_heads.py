@@ -65,8 +65,8 @@ class LocalHeads(Method, ABC):
 
     def local_loss(self, cell: Cell, out: Tensor) -> Tensor:
         """The task's loss of the block's own read-out, with its own smoothing, ()."""
-        block = cell.block
-        return cell.task.loss(read_out(block, out), cell.y, smoothings(self.label_smoothing, block.count)[block.index])
+        smoothing = cell.own(smoothings(self.label_smoothing, cell.block.count))
+        return cell.task.loss(read_out(cell.block, out), cell.y, smoothing)
 
 
 def head_for(task: Task, shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head | MapDecoder:

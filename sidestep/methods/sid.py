@@ -153,13 +153,13 @@ class SID(Method):
         log_p = F.log_softmax(logits.float(), -1)
         loss = None
         if cell.training:
-            index, alpha = cell.block.index, alphas(self.alpha, cell.block.count)
+            alpha = alphas(self.alpha, cell.block.count)
             if log_prev is None:
-                t = perfect(cell.target(), remainders(alpha)[index], self.label_smoothing, self.direction)
+                t = perfect(cell.target(), cell.own(remainders(alpha)), self.label_smoothing, self.direction)
                 loss = distance(t, log_p, self.direction).mean()
             else:
                 t = cell.target(self.label_smoothing)
-                loss = local_objective(t, log_p, log_prev, alpha[index], self.direction).mean()
+                loss = local_objective(t, log_p, log_prev, cell.own(alpha), self.direction).mean()
         return Emit(send=features if log_prev is None else (*features, log_p), loss=loss, logits=logits)
 
     def descent(

@@ -29,7 +29,7 @@ def uniform(shape: Sequence[int], classes: int, device: torch.device, dtype: tor
     return torch.full((*shape, classes), -math.log(classes), device=device, dtype=dtype)
 
 
-def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float, direction: Direction) -> Tensor:
+def local_objective(t: Tensor, log_p: Tensor, log_prev: Tensor, alpha: float | Tensor, direction: Direction) -> Tensor:
     """L_i of every sample, (...), in nats.
 
     code:   alpha KL(t || p_i) + (1 - alpha) KL(p_{i-1} || p_i), the released code; t may be one-hot.
@@ -81,7 +81,7 @@ def population(p_y: Tensor, alpha: Sequence[float], smoothing: float, direction:
     return [perfect(p_y, r, smoothing, direction) for r in remainders(tuple(alpha))]
 
 
-def perfect(p_y: Tensor, r: float, smoothing: float, direction: Direction) -> Tensor:
+def perfect(p_y: Tensor, r: float | Tensor, smoothing: float, direction: Direction) -> Tensor:
     """The belief with r_i = r, (..., C), of blocks that minimise their objectives, if P(y|x) is `p_y` (..., C): T5.
 
     code:   (1 - r_i) [(1-s) P + s/C] + r_i / C.
