@@ -88,16 +88,27 @@ def audit(args: Args) -> Result:
     return run(config)
 
 
+BENCH_FLAGS = {
+    "step": ("--against", "--steps", "--train"),
+    "memory": (),
+    "stack": ("--steps",),
+    "ranks": ("--steps", "--train", "--ranks"),
+}
+
+
 def bench(args: Args) -> Result:
     kind, method = [*args.words, "sid"][:2]
-    if kind not in ("step", "memory", "ranks"):
-        raise unknown("bench", kind, ["step", "memory", "ranks"])
-    extra = {"--against": args.against, "--steps": args.steps, "--train": args.train, "--ranks": args.ranks}
-    allowed = {"step": ("--against", "--steps", "--train"), "memory": (), "ranks": ("--steps", "--train", "--ranks")}
-    if wrong := [flag for flag, value in extra.items() if value and flag not in allowed[kind]]:
-        kinds = " and ".join(f"bench {k}" for k, flags in allowed.items() if wrong[0] in flags)
-        raise UsageError(f"{wrong[0]} is a flag of sidestep {kinds}; leave it out of bench {kind}.")
+    if kind not in BENCH_FLAGS:
+        raise unknown("bench", kind, BENCH_FLAGS)
+    given = {"--against": args.against, "--steps": args.steps, "--train": args.train, "--ranks": args.ranks}
+    if wrong := [flag for flag, value in given.items() if value and flag not in BENCH_FLAGS[kind]]:
+        kinds = ", ".join(k for k, flags in BENCH_FLAGS.items() if wrong[0] in flags)
+        raise UsageError(f"{wrong[0]} is a flag of sidestep bench {kinds}; leave it out of bench {kind}.")
     config = args.resolve(method)
+    if kind == "stack":
+        from sidestep.bench.stack import run as run_stack
+
+        return run_stack(config, rounds=args.steps or 20)
     if kind == "ranks":
         in_ranks(["bench", *args.line], args.ranks or 2, config)
         from sidestep.bench.ranks import run as run_ranks
@@ -265,7 +276,7 @@ COMMANDS: dict[str, Command] = {
         bench,
         "speed or memory of a method beside plain autograd or pipelines",
         "sidestep bench step sid --model simplecnn --against reference",
-        takes="step|memory|ranks [METHOD]",
+        takes="step|memory|stack|ranks [METHOD]",
         fields=SHARED,
         own_fields=True,
         extra={
@@ -273,7 +284,7 @@ COMMANDS: dict[str, Command] = {
             "--steps": {
                 "type": count,
                 "metavar": "N",
-                "help": "step: how many are timed (default: 20); ranks: turns of four (default: 14)",
+                "help": "how many are timed (step, stack: 20); ranks: turns of four (14)",
             },
             "--train": {
                 "action": "store_true",

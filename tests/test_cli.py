@@ -142,7 +142,7 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench step sidd", "unknown method 'sidd'; did you mean 'sid'?"),
         (
             "bench memory --steps 3",
-            "--steps is a flag of sidestep bench step and bench ranks; leave it out of bench memory.",
+            "--steps is a flag of sidestep bench step, stack, ranks; leave it out of bench memory.",
         ),
         ("bench step --ranks 2", "--ranks is a flag of sidestep bench ranks; leave it out of bench step."),
         ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),

@@ -1,0 +1,54 @@
+"""`sidestep bench stack`: what a cascade takes is a step less the extractor's own, in the same round and precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sidestep.assemble import assemble
+from sidestep.bench import stack
+from sidestep.bench.stack import NAIVE, extractor_step
+from sidestep.config import resolve
+from sidestep.errors import UsageError
+
+FLAGS = {"sid.form": "shared", "model.width": 32, "blocks": 3, "batch_size": 32, "precision": "bf16"}
+
+
+def test_the_cascades_share_and_its_ratio_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds: the naive cascade takes 10, 20, 30 ms, the stacked one 1, 5, 3, each beside its own extractor."""
+    times = {NAIVE: [15.0, 25.0, 35.0], "extractor alone, fp32": [5.0] * 3, "extractor alone, bf16": [2.0] * 3}
+    times |= {"stacked, bf16": [3.0, 7.0, 5.0]}
+
+    def scripted(candidates: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
+        return {name: times.get(name, [9.0, 9.0, 9.0]) for name in candidates}
+
+    monkeypatch.setattr(stack, "interleaved", scripted)
+    found = stack.run(resolve("sid", FLAGS))
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows.keys() == {
+        NAIVE,
+        *(f"{name}, {p}" for name in ("streaming", "stacked", "extractor alone") for p in ("fp32", "bf16")),
+    }
+    assert rows["stacked, bf16"]["cascade_ms"] == 3.0
+    assert rows["stacked, bf16"]["cascade_ratio"] == pytest.approx(0.1, rel=1e-12)  # of 0.1, 0.25 and 0.1
+    assert rows[NAIVE]["cascade_ms"] == 20.0 and rows[NAIVE]["cascade_ratio"] == 1.0
+    assert "cascade_ms" not in rows["extractor alone, bf16"]
+    assert max(map(len, found["text"].splitlines())) <= 80
+
+
+def test_the_extractor_alone_is_moved_forward_backward_and_update() -> None:
+
+    assembly = assemble(resolve("sid", FLAGS))
+    step = extractor_step(assembly, "fp32")
+    before = [p.clone() for p in step.network.parameters()]
+    step.step(assembly.batches(0))
+    assert all(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
+    assert assembly.chain.hub is not None
+    assert all(torch.equal(a, b) for a, b in zip(before, assembly.chain.hub.parameters(), strict=True))
+
+
+def test_what_is_not_the_published_form_is_refused() -> None:
+    with pytest.raises(UsageError, match="the naive loop is SID's published form; use sid with --form shared"):
+        stack.run(resolve("local_ce", {}))
