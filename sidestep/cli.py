@@ -42,6 +42,8 @@ def in_ranks(line: Sequence[str], count: int, config: TrainConfig, max_restarts:
         return
     if count > config.blocks:
         raise UsageError(f"got --ranks {count} for {config.blocks} blocks, expected at most one a block.")
+    if config.engine == "stacked":
+        raise UsageError(f"got --engine stacked and {count} ranks, expected one of them: a stack is in one process.")
     from sidestep.launch import launch
 
     raise SystemExit(launch(line, count, max_restarts))

@@ -149,6 +149,10 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),
         ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
+            "train sid --ranks 2 --engine stacked",
+            "got --engine stacked and 2 ranks, expected one of them: a stack is in one process.",
+        ),
+        (
             "train sid --max-restarts -1",
             "argument --max-restarts: got '-1', expected an integer of at least 0; see sidestep train --help",
         ),

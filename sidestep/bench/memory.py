@@ -42,7 +42,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     own = fresh(assembly, assembly.config.method)
     own.engine.step(batch)
     trained = [p for _, p in own.chain.named_parameters()]
-    optimizers = [u.optimizer for u in own.engine.updaters.values() if u.optimizer is not None]
+    optimizers = [u.optimizer for u in own.engine.parts.moving() if u.optimizer is not None]
     state = [t for o in optimizers for slots in o.state.values() for t in slots.values() if isinstance(t, Tensor)]
     found: dict[str, Any] = {
         "base": "plain backprop",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
 
 from .compiled import compilable, compile_calls
+from .parts import Parts
 from .relay import Relay
-from .stacked import Stack, stretches
-from .update import Updater, UpdateRule, norms
+from .stacked import Stack
+from .update import UpdateRule, norms
 from .wire import T, When, Wire, Work
 
 See = Callable[[Block, Message, Emit], object]
@@ -40,6 +41,20 @@ class StepMetrics:
 
     loss: Tensor
     metrics: dict[str, Tensor]  # "<block>/<name>" -> ()
+
+
+class Sweep(NamedTuple):
+    """What a step wants of all cells on one micro-batch, and what they have measured."""
+
+    batch: Batch
+    update: bool  # whether a block moves once it is done
+    scale: float  # of objectives
+    only: Collection[int] | None  # the blocks whose objectives count; None is all
+    losses: dict[int, Tensor]
+    metrics: dict[str, Tensor]
+
+    def counts(self, block: int) -> bool:
+        return self.only is None or block in self.only
 
 
 @final
@@ -94,34 +109,24 @@ class Streaming:
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
-        self.cells = [(i, n) for i, n in plan(self.program, count) if n in self.own]
-        here = {f"blocks.{n}" for n in self.own} | ({"hub"} if 0 in self.own else set())
-        self.parts = [(part, module) for part, module in chain.parts() if part in here]
-        self.modules = [m for _, part in self.parts for m in part.modules()]
-        self.updaters = {part: Updater(module, rule) for part, module in self.parts}
+        self.parts = Parts(chain, self.own, rule)
+        if stacked:
+            if compile:
+                raise ValueError("stacked blocks are not compiled; give one of --engine stacked and --compile.")
+            assert wire is None, "all blocks of a stack are here"
+            self.parts.stack(self.program, device)
+        self.cells = [(i, n) for i, n in plan(self.program, count) if n in self.own and n not in self.parts.stacked]
         hub_trained = chain.hub is not None and any(p.requires_grad for p in chain.hub.parameters())
         self.derived = Derived(count, self.program, hub_trained)
-        self.stacks: dict[int, Stack] = {}  # by their first block
-        if stacked:
-            self._stack(compile)
         self.steps = 0
         self.answers = 0  # inferences run, which tells their messages apart
         if compile:
             for module in compilable(chain):
                 compile_calls(module)
 
-    def _stack(self, compile: bool) -> None:
-        if compile:
-            raise ValueError("stacked blocks are not compiled; give one of --engine stacked and --compile.")
-        assert self.relay.wire is None, "all blocks of a stack are here"
-        for blocks in stretches(self.chain, self.program, self.context.device):
-            own = [self.updaters[f"blocks.{block.index}"] for block in blocks]
-            self.stacks[blocks[0].index] = Stack(blocks, own, self.rule)
-        within = {n for stack in self.stacks.values() for n in stack.indices[1:]}
-        self.cells = [(i, n) for i, n in self.cells if n not in within]
-
     def share(self, own: range, wire: Wire) -> Streaming:
         """An engine of the same run with some of these very blocks, and a wire to the others."""
+        assert not self.parts.stacks, "all blocks of a stack are in one process"
         return Streaming(
             self.method,
             self.chain,
@@ -162,17 +167,18 @@ class Streaming:
         self.task.check(x, y)
         if len(x) % self.accumulate:
             raise ValueError(f"got {len(x)} samples, expected a multiple of accumulate={self.accumulate}.")
-        self._train_mode()
+        self.parts.train_mode()
         losses: list[dict[int, Tensor]] = []
         metrics: dict[str, Tensor] = {}
         try:
             for a, micro in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
                 part, last = Batch(*micro, self.steps, a, self.progress), a == self.accumulate - 1
-                losses.append((yield from self._sweep(part, metrics, update=last, scale=1 / self.accumulate)))
+                losses.append({})
+                yield from self._sweep(Sweep(part, last, 1 / self.accumulate, None, losses[-1], metrics))
             if self._update_together:
                 yield from self._update_all()
         except BaseException:
-            self._forget_gradients()  # of a step that was interrupted: the next must not add to them
+            self.parts.forget_gradients()  # of a step that was interrupted: the next must not add to them
             raise
         self.steps += 1
         return StepMetrics(self._mean_loss(losses), metrics)
@@ -185,19 +191,12 @@ class Streaming:
         """
         x, y = batch
         self.task.check(x, y)
-        self._train_mode()
-        with frozen_statistics(*(module for _, module in self.parts)):
+        self.parts.train_mode()
+        with frozen_statistics(*(module for _, module in self.parts.named)):
             whole = Batch(x, y, self.steps, 0, self.progress)
-            self.run(self._sweep(whole, {}, update=False, scale=1.0, only=losses))
-        for stack in self.stacks.values():
-            stack.hand_out_gradients()
-        found = {
-            f"{part}.{name}": p.grad
-            for part, module in self.parts
-            for name, p in module.named_parameters()
-            if p.grad is not None
-        }
-        self._forget_gradients()
+            self.run(self._sweep(Sweep(whole, False, 1.0, losses, {}, {})))
+        found = self.parts.gradients()
+        self.parts.forget_gradients()
         return found
 
     @property
@@ -205,98 +204,59 @@ class Streaming:
         """Share of the run's steps that is done, None where it is not known how many there are."""
         return None if self.total_steps is None else min(self.steps / self.total_steps, 1.0)
 
-    def _forget_gradients(self) -> None:
-        for stack in self.stacks.values():
-            stack.forget_gradients()
-        for module in self.modules:
-            for p in module.parameters(recurse=False):
-                p.grad = None
-
-    def _train_mode(self) -> None:
-        # Asked first, as setting it would cost a small block's time; of every module, since whoever holds the network
-        # or its export may have put a part of a block in eval mode.
-        if not all(module.training for module in self.modules):
-            for _, module in self.parts:
-                module.train()
-
     @property
     def _update_together(self) -> bool:
         return self.rule.clip is not None and self.derived.gradients_cross
 
-    def _sweep(
-        self,
-        batch: Batch,
-        metrics: dict[str, Tensor],
-        *,
-        update: bool,
-        scale: float,
-        only: Collection[int] | None = None,
-    ) -> Work[dict[int, Tensor]]:
-        """Run all cells on one micro-batch and return its losses; with `update`, a block moves once it is done."""
+    def _sweep(self, sweep: Sweep) -> Work[None]:
+        """Run all cells."""
+        batch = sweep.batch
         when = When(True, batch.step, batch.micro)
         encoded = yield from self._encode(batch, when, self.chain.hub)
         shared = {n: leaves(encoded, self.derived.hub_trained) for n in self.own}
         cells = {n: Cell(self.chain.blocks[n], batch, self.task, shared[n], {}, key=0) for n in self.own}
-        losses: dict[int, Tensor] = {}
         carry: Message = ()
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             cell.key = self.context.cell_key(batch, n, p.random_name)
             message = yield from self._incoming(i, p, n, carry, batch, when, shared[n])
-            if n in self.stacks:
-                carry = self._run_stack(self.stacks[n], p, cell, message, losses, metrics, update, scale, only)
+            if n in self.parts.stacks:
+                carry = self._run_stack(self.parts.stacks[n], p, cell, message, sweep)
                 continue
             emit = run_cell(p, cell, message, self.context)
             away = self.relay.after(p.order, f"{i} {p.name}", when, n)
             if away and not emit.send_grad:
                 self.relay.send(away, emit.send)  # before the backward call, which others need not wait for
             if emit.loss is not None:
-                losses[n] = emit.loss.detach()
-                if only is not None and n not in only:
+                sweep.losses[n] = emit.loss.detach()
+                if not sweep.counts(n):
                     emit.loss = emit.loss * 0.0
-            sent = finish_cell(learnable(emit) if n in self.freeze else emit, scale)
+            sent = finish_cell(learnable(emit) if n in self.freeze else emit, sweep.scale)
             if away and emit.send_grad:
                 self.relay.send(away, sent)
             if p.order != "each":
                 carry = sent
-            metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
+            sweep.metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
             del emit, message
             if i == self.derived.last_pass:
                 cell.kept.clear()
-                if update and not self._update_together:
+                if sweep.update and not self._update_together:
                     self._update(f"blocks.{n}")
         if self.derived.hub_trained:
             yield from self._backward_hub(when, encoded, shared)
-            if update and not self._update_together and "hub" in self.updaters:
+            if sweep.update and not self._update_together and "hub" in self.parts.updaters:
                 self._update("hub")
-        return losses
 
-    def _run_stack(
-        self,
-        stack: Stack,
-        p: Pass,
-        cell: Cell,
-        message: Message,
-        losses: dict[int, Tensor],
-        metrics: dict[str, Tensor],
-        update: bool,
-        scale: float,
-        only: Collection[int] | None,
-    ) -> Message:
-        """Run, and with `update` move, a stack of blocks, of which `cell` is the first one's."""
-        weight = torch.tensor([scale if only is None or n in only else 0.0 for n in stack.indices])
-        found = stack.run(
-            p,
-            cell.batch,
-            self.context,
-            cell.shared,
-            message,
-            weight.to(self.context.device),
-            unlabelled=p in self.method.inference(),
-        )
-        losses.update(zip(stack.indices, found.loss, strict=True))
-        metrics.update({f"{n}/{k}": v[j] for k, v in found.metrics.items() for j, n in enumerate(stack.indices)})
-        if update:
+    def _run_stack(self, stack: Stack, p: Pass, cell: Cell, message: Message, sweep: Sweep) -> Message:
+        """Run, and move, a stack of blocks, of which `cell` is the first one's."""
+        weight = torch.tensor([sweep.scale * sweep.counts(n) for n in stack.indices], device=self.context.device)
+        # What sends the same without labels is spared its objective in the sweep.
+        unlabelled = p in self.method.inference()
+        found = stack.run(p, sweep.batch, self.context, cell.shared, message, weight, unlabelled=unlabelled)
+        sweep.losses.update(zip(stack.indices, found.loss, strict=True))
+        for name, values in found.metrics.items():
+            sweep.metrics.update({f"{n}/{name}": value for n, value in zip(stack.indices, values, strict=True)})
+        if sweep.update:
             stack.update(self.steps)
         return found.send
 
@@ -346,20 +306,20 @@ class Streaming:
             torch.autograd.backward([output for output, _ in found], [g for _, g in found])
 
     def _update(self, part: str) -> None:
-        self.updaters[part].clip()
-        self.updaters[part].step(self.steps)
+        self.parts.updaters[part].clip()
+        self.parts.updaters[part].step(self.steps)
 
     def _update_all(self) -> Work[None]:
         """Clip by the norm of all gradients, for which all norms go up and their norm comes down, and update."""
         assert self.rule.clip is not None
-        parameters, when = [p for u in self.updaters.values() for p in u.parameters], When(True, self.steps)
+        parameters, when = [p for u in self.parts.updaters.values() for p in u.parameters], When(True, self.steps)
         own = norms(parameters, self.context.device)
         (every,) = yield from self.relay.climb(
             "norms", when, lambda before: (own if before is None else torch.cat([*before, own]),)
         )
         (total,) = yield from self.relay.descend("norm", when, (torch.linalg.vector_norm(every),))
         nn.utils.clip_grads_with_norm_(parameters, self.rule.clip, total)
-        for updater in self.updaters.values():
+        for updater in self.parts.updaters.values():
             updater.step(self.steps)
 
     def _mean_loss(self, losses: list[dict[int, Tensor]]) -> Tensor:
@@ -422,27 +382,13 @@ class Streaming:
     @property
     def inference_chain(self) -> Chain:
         """The chain that inference uses: moving averages where they are kept, else the trained parts themselves."""
-        if self.rule.ema is None:
-            return self.chain
-        average = {part: updater.for_inference for part, updater in self.updaters.items()}
-        blocks: list[Block] = []
-        for block in self.chain.blocks:
-            own = average.get(f"blocks.{block.index}", block)
-            assert isinstance(own, Block)
-            blocks.append(own)
-        return Chain(blocks, average.get("hub", self.chain.hub), self.chain.at)
+        return self.parts.for_inference
 
     # ------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, keyed by part: the same layout however many processes there are."""
-        for stack in self.stacks.values():
-            stack.hand_out_state()
-        state = {"steps": torch.tensor(self.steps)}
-        for part, module in self.parts:
-            state.update({f"{part}/model/{k}": v for k, v in module.state_dict().items()})
-            state.update({f"{part}/{k}": v for k, v in self.updaters[part].state_dict().items()})
-        return state
+        return {"steps": torch.tensor(self.steps)} | self.parts.state_dict()
 
     def gather(self, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The `state_dict` of all engines, and what each adds, at the engine of the first block; a part elsewhere."""
@@ -457,20 +403,7 @@ class Streaming:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""
-        elsewhere = {part for part, _ in self.chain.parts()} - self.updaters.keys()
-        state = {k: v for k, v in state.items() if k.partition("/")[0] not in elsewhere}
-        # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
-        ours, theirs = ({k: v.shape for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state))
-        if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
-            raise ValueError(
-                f"the saved state and this network differ at {differ[0]!r}; resume with the same model, cut and ema."
-            )
-        for part, module in self.parts:
-            own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
-            module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
-            self.updaters[part].load_state_dict(own)
-        for stack in self.stacks.values():
-            stack.take_state()
+        self.parts.load_state_dict(state)
         self.steps = int(state["steps"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -110,7 +111,7 @@ def run(config: TrainConfig) -> dict[str, object]:
     """What `sidestep describe METHOD` prints."""
     from sidestep.assemble import assemble
 
-    found = describe(assemble(config))
+    found = describe(assemble(replace(config, engine="streaming")))  # a stack has one cell for many blocks
     return found | {"text": describe_text(found)}
 
 

@@ -81,7 +81,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_parameters_losses_and_answers_are_those_of_blocks_one_by_one(stackable: Case, rule: UpdateRule) -> None:
     ours, theirs = stackable.engine(rule, stacked=True, accumulate=2), stackable.engine(rule, accumulate=2)
-    assert [len(stack.blocks) for stack in ours.stacks.values()] == stackable.stacks
+    assert [len(stack.blocks) for stack in ours.parts.stacks.values()] == stackable.stacks
     before = {k: v.clone() for k, v in ours.state_dict().items()}
     for step in range(5):
         found, expected = ours.step(batch(step)), theirs.step(batch(step))
@@ -132,7 +132,7 @@ def test_a_state_goes_from_one_engine_to_the_other_and_back(rule: UpdateRule) ->
 
 def test_the_parameters_live_in_one_tensor_and_one_optimizer_moves_them() -> None:
     engine = CASES["modules"].engine(stacked=True)
-    (stack,) = engine.stacks.values()
+    (stack,) = engine.parts.stacks.values()
     for n, block in enumerate(stack.blocks):
         for whole, own in zip(stack.parameters.values(), block.parameters(), strict=True):
             assert own.data_ptr() == whole[n].data_ptr()
@@ -222,7 +222,7 @@ def test_blocks_that_differ_in_what_their_modules_do_not_show_are_found_out() ->
 
 
 def test_frozen_blocks_and_compiled_ones_are_not_stacked() -> None:
-    assert [s.indices for s in CASES["modules"].engine(stacked=True, freeze=[3]).stacks.values()] == [
+    assert [s.indices for s in CASES["modules"].engine(stacked=True, freeze=[3]).parts.stacks.values()] == [
         range(3),
         range(4, 7),
     ]
