@@ -22,7 +22,7 @@ from sidestep.run import environment, fingerprint
 from sidestep.watch import Watch, die_with_parent
 
 T = TypeVar("T")
-JOIN_TIMEOUT = timedelta(seconds=60)
+JOIN_TIMEOUT = timedelta(seconds=300)
 IDLE_TIMEOUT = timedelta(days=1)
 """How long a message may be waited for: who evaluates makes the others wait, and that is no failure."""
 
@@ -38,7 +38,7 @@ class Ranks:
         self.wire: DistWire | None = None
 
     def told(self, find: Callable[[], T]) -> T:
-        """What the first one finds, in JSON's terms, for all.  Raises at all what it raises there."""
+        """What the first one finds, in JSON's terms, for all.  Where it raises, the others leave with its exit code."""
         if self.count == 1:
             return find()
         found: T | None = None
@@ -79,13 +79,15 @@ class Ranks:
     def close(self, reason: str | None = None) -> None:
         """Say goodbye to the others, and why, if it is before the run is over."""
         if self.watch is not None:
-            self.watch.stop()
+            self.watch.closing.set()
         if self.wire is not None:
             wire, self.wire = self.wire, None
             if reason is None:
                 wire.close()
             else:
                 wire.close(reason, patience=2.0)
+        if self.watch is not None:
+            self.watch.stop()
 
 
 def shared_out(blocks: int, ranks: int) -> list[range]:

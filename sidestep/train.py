@@ -67,14 +67,16 @@ class Stopped(Exception):
 class Trainer:
     """One run from its first step, or its checkpoint, to its last.  It writes nothing but in the folder it began in.
 
-    engine: what trains, the assembly's own or one that has some of its blocks.  Then the first block's process judges,
-    and keeps the run, with all parameters gathered there.
+    engine: what trains, where it is one of `ranks` that share the assembly's blocks.  Then the first block's process
+    judges, and keeps the run, with all parameters gathered there.
     """
 
-    def __init__(self, assembly: Assembly, engine: Streaming | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, assembly: Assembly, engine: Streaming | None = None, *, ranks: int = 1, quiet: bool = False
+    ) -> None:
         self.assembly = assembly
         self.config = assembly.config
-        self.engine = engine or assembly.engine
+        self.engine, self.ranks = engine or assembly.engine, ranks
         self.first = 0 in self.engine.own
         self.folder: Path | None = None
         self.history: list[dict[str, object]] = []
@@ -92,11 +94,8 @@ class Trainer:
         per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
         every = self.config.save_every or per_epoch
         clock = (time.perf_counter(), self.engine.steps)
-        with (
-            self.progress,
-            on_signals(self.ask, signal.SIGINT, signal.SIGTERM),
-            on_signals(self.give_up, signal.SIGALRM),
-        ):
+        alarms = [signal.SIGALRM] if self.ranks > 1 else []
+        with self.progress, on_signals(self.ask, signal.SIGINT, signal.SIGTERM), on_signals(self.give_up, *alarms):
             while self.engine.steps < self.assembly.total_steps:
                 metrics = self.engine.step(self.assembly.batches(self.engine.steps))
                 self.loss_sum += metrics.loss
@@ -119,7 +118,7 @@ class Trainer:
         if self.stop is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop = number
-        if self.engine is not self.assembly.engine:
+        if self.ranks > 1:
             signal.alarm(PATIENCE)
 
     def give_up(self, number: int, _: FrameType | None) -> None:
@@ -140,7 +139,8 @@ class Trainer:
         """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it."""
         name_of = f"{LOSS_SUM}/{{}}".format
         state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})
-        signal.alarm(0)  # all have come this far
+        if self.ranks > 1:
+            signal.alarm(0)  # all have come this far
         if self.first:
             self.loss_sum = torch.stack([state.pop(name_of(n)) for n in range(len(self.loss_sum))])
             self.answer_with(state)
@@ -154,7 +154,7 @@ class Trainer:
 
     def answer_with(self, state: Mapping[str, Tensor]) -> None:
         """Have the engine that answers, where it is not the one that trains, know the parameters of all blocks."""
-        if self.engine is not self.assembly.engine:
+        if self.ranks > 1:
             self.assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
 
     def end_epoch(self, epoch: int) -> None:
@@ -323,6 +323,7 @@ class Trainer:
             "device": device_name(assembly.device),
             "precision": self.config.precision,
             "threads": torch.get_num_threads(),
+            "ranks": self.ranks,
         }
         if self.folder:
             from sidestep.export import write_model
@@ -402,7 +403,7 @@ def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
             raise SystemExit(0)
         assembly = assemble(replace(config, out=folder, at=tuple(start.at)))
         check_selection(assembly)
-        trainer = Trainer(assembly, ranks.engine(assembly))
+        trainer = Trainer(assembly, ranks.engine(assembly), ranks=ranks.count)
         with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):
             try:
                 trainer.train()

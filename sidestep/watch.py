@@ -31,14 +31,15 @@ class Watch:
     A wait inside of torch.distributed for a peer that was killed or frozen in the middle of a message may never end,
     and nothing but the process's own end interrupts it.  So one thread talks, and another looks at the clock.
 
-    store: a connection of its own, since one that waits in another thread would hold it up.
+    store: a connection of its own, since one that waits in another thread would hold it up.  closing: set once the run
+    is over, when the process that keeps the store may be the first to leave.
     """
 
     def __init__(self, store: Store, rank: int, count: int) -> None:
         self.store, self.rank = store, rank
         self.talked = time.monotonic()
         self.heard: dict[int, tuple[int, float]] = {n: (0, self.talked) for n in range(count) if n != rank}
-        self.over = threading.Event()
+        self.closing, self.over = threading.Event(), threading.Event()
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.judge)]
         for thread in self.threads:
             thread.start()
@@ -60,7 +61,7 @@ class Watch:
                 self.talked = time.monotonic()
             self.store.set(self.key(self.rank), "left")
         except RuntimeError as error:
-            if not self.over.is_set():
+            if not self.closing.is_set():
                 self.end(f"rank 0, which keeps the signs of life, is gone ({str(error).partition('. ')[0]})")
 
     def listen(self, other: int) -> None:

@@ -164,7 +164,7 @@ def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
     assembly = assemble(configured("bll"))
     began = time.monotonic()
     with pytest.raises(SystemExit) as left:
-        Trainer(assembly, assembly.engine.share(range(2, 4), Silent()), quiet=True).train()
+        Trainer(assembly, assembly.engine.share(range(2, 4), Silent()), ranks=2, quiet=True).train()
     assert left.value.code == 143 and time.monotonic() - began < 10
     assert capsys.readouterr().err == "sidestep: other ranks do not answer; stopping at the last checkpoint\n"
 

@@ -25,8 +25,8 @@ from sidestep.run import enter, to_parts
 from sidestep.train import Stopped, Trainer
 from tests.test_train import QUICK, contents, rows, sidestep, trained, weights, words
 
-TIMED = {"samples_per_second", "step_ms", "peak_rss_mb"}
-"""What of a summary is measured by the clock or the process, not computed."""
+TIMED = {"samples_per_second", "step_ms", "peak_rss_mb", "ranks"}
+"""What of a summary is of the clock or of processes, not computed."""
 
 
 def numbers(out: Path) -> dict[str, Any]:

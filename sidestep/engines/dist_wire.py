@@ -82,7 +82,7 @@ class _Sender(threading.Thread):
         super().__init__(name=f"to rank {peer}", daemon=True)
         self.group, self.peer, self.run_id = group, peer, run
         self.waiting: Queue[tuple[Tensor, Tensor] | None] = Queue(WINDOW)
-        self.lost: RuntimeError | None = None
+        self.lost: Exception | None = None
         self.start()
 
     def send(self, edge: Edge, message: Message) -> None:
@@ -102,7 +102,7 @@ class _Sender(threading.Thread):
                     head, body = packet
                     for piece in (head, *body.split(CHUNK)):
                         self.group.send([piece], self.peer, 0).wait()
-                except RuntimeError as error:
+                except Exception as error:  # whatever it is, who sends must hear of it
                     self.lost = error
 
 
@@ -133,7 +133,7 @@ class _Receiver(threading.Thread):
                 if edge.what == FAREWELL:
                     raise WireError(f"rank {self.peer} has ended: {message[0].numpy().tobytes().decode()}")
                 self.arrived.put((edge, message))
-        except (RuntimeError, WireError) as error:
+        except Exception as error:  # whatever it is, who waits must hear of it
             self.arrived.put(error)
 
     def _next(self) -> tuple[Edge, Message]:

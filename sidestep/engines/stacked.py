@@ -114,8 +114,9 @@ class Stack:
                 emit = run_cell(p, cell, message, context)
             # As loose as bfloat16, in which both may have been computed.
             if emit.loss is None or not torch.allclose(emit.loss, loss, rtol=0.05, atol=0.01, equal_nan=True):
+                alone = "none" if emit.loss is None else f"{float(emit.loss):.4g}"
                 raise ValueError(
-                    f"got an objective of {float(loss):.4g} at block {block.index} in a stack and {emit.loss} alone, "
+                    f"got an objective of {float(loss):.4g} at block {block.index} in a stack and {alone} alone, "
                     "expected equal blocks; use streaming."
                 )
             message = emit.send
