@@ -36,25 +36,19 @@ SHARED = ("data", "model", "blocks", "at", "balance", "recipe", "batch_size", "s
 """The fields that are flags of commands which measure a network, not train it; `--set` reaches the others."""
 
 
-def in_ranks(line: Sequence[str], count: int, config: TrainConfig, max_restarts: int = 0) -> None:
-    """Where several processes are asked for, and this is none of them, leave with what they make of the line."""
-    if count == 1 or "WORLD_SIZE" in os.environ:
-        return
-    if count > config.blocks:
-        raise UsageError(f"got --ranks {count} for {config.blocks} blocks, expected at most one a block.")
-    if config.engine == "stacked":
-        raise UsageError(f"got --engine stacked and {count} ranks, expected one of them: a stack is in one process.")
-    from sidestep.launch import launch
-
-    raise SystemExit(launch(line, count, max_restarts))
-
-
 def train(args: Args) -> Result:
     config = args.resolve(args.words[0])
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
-    folder = [] if config.out else ["--out", str(named_by_time(config))]
-    in_ranks(["train", *args.line, *folder], args.ranks, config, args.max_restarts)
+    if args.ranks > 1 and "WORLD_SIZE" not in os.environ:  # which torchrun sets: then this is one of them
+        if args.ranks > config.blocks:
+            raise UsageError(f"got --ranks {args.ranks} for {config.blocks} blocks, expected at most one a block.")
+        if config.engine == "stacked":
+            raise UsageError("got --engine stacked and --ranks, expected one of them: a stack is in one process.")
+        from sidestep.launch import launch
+
+        folder = [] if config.out else ["--out", str(named_by_time(config))]
+        raise SystemExit(launch(["train", *args.line, *folder], args.ranks, args.max_restarts))
     from sidestep.train import run
 
     return run(config)
@@ -112,10 +106,9 @@ def bench(args: Args) -> Result:
 
         return run_stack(config, rounds=args.steps or 20)
     if kind == "ranks":
-        in_ranks(["bench", *args.line], args.ranks or 2, config)
         from sidestep.bench.ranks import run as run_ranks
 
-        return run_ranks(config, rounds=args.steps or 14, train=args.train)
+        return run_ranks(config, args.ranks or 2, rounds=args.steps or 14, train=args.train)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory
 

@@ -1,7 +1,8 @@
-"""Several processes for one run: torchrun's agent, in an environment in which restarts come up, and exit codes back."""
+"""Several processes for one thing: a run by torchrun's agent, restarted if it fails; a function, for a measurement."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -9,14 +10,20 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import multiprocessing
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sidestep.errors import DataError
+from sidestep.errors import DataError, UsageError
+from sidestep.files import write_json
 
+Result = dict[str, Any]
 SHUTDOWN_SECONDS = 20
 """What workers have to save in after a signal, or after another has failed; then they are killed."""
 
@@ -56,6 +63,42 @@ def launch(line: Sequence[str], ranks: int, max_restarts: int) -> int:
             raise DataError(f"rank {rank} was killed by {name}; go on with --resume last.") from None
         return failure.exitcode if failure.exitcode in (2, 130, 143) else 1
     return 0
+
+
+def spawn(ranks: int, threads: int | None, work: Callable[..., Result], *args: str) -> Result:
+    """What `work(*args)` returns in the first of so many processes, each of which finds its place by `ranks.joined`.
+
+    threads: of each; None shares out the cores.  What is returned goes through JSON.  Raises the first one's UsageError
+    or DataError.
+    """
+    prepare_environment(ranks)
+    with (
+        tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
+        port = free.getsockname()[1]
+        free.close()
+        file = Path(folder) / "result.json"
+        multiprocessing.spawn(_at_rank, (ranks, port, threads, str(file), work, args), nprocs=ranks)
+        found: Result = json.loads(file.read_text(encoding="utf-8"))
+    if "error" in found:
+        raise (UsageError if found["exit_code"] == UsageError.exit_code else DataError)(found["error"])
+    return found
+
+
+def _at_rank(
+    rank: int, count: int, port: int, threads: int | None, file: str, work: Callable[..., Result], args: Sequence[str]
+) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    torch.set_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
+    found: Result
+    try:
+        found = work(*args)
+    except (UsageError, DataError) as error:
+        found = {"error": str(error), "exit_code": error.exit_code}
+    if rank == 0:
+        write_json(Path(file), found)
 
 
 def prepare_environment(ranks: int) -> None:

@@ -150,7 +150,7 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
             "train sid --ranks 2 --engine stacked",
-            "got --engine stacked and 2 ranks, expected one of them: a stack is in one process.",
+            "got --engine stacked and --ranks, expected one of them: a stack is in one process.",
         ),
         (
             "train sid --max-restarts -1",

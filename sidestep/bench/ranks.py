@@ -16,10 +16,11 @@ from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
 from sidestep.bench.step import circumstances, rows_of
-from sidestep.config import TrainConfig
+from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
+from sidestep.launch import spawn
 from sidestep.measure.cost import like
 from sidestep.measure.timing import interleaved, ratios
 from sidestep.ranks import Ranks, joined, shared_out
@@ -32,22 +33,25 @@ ONE_BUSY, ALL_BUSY = "calibration, one busy", "calibration, all busy"
 Step = Callable[[tuple[Tensor, Tensor]], object]
 
 
-def run(config: TrainConfig, *, rounds: int = 14, train: bool = False) -> dict[str, Any]:
+def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = False) -> dict[str, Any]:
     """What `sidestep bench ranks` prints: medians, quartiles and paired ratios of interleaved turns.
 
     train: train the method and backprop too, as the configuration says, since a speed says nothing without an accuracy.
     """
-    with joined() as ranks:
-        if ranks.count == 1:
-            raise UsageError("got one process, expected two or more to compare it with; give --ranks 2.")
+    if count == 1:
+        raise UsageError("got one process, expected two or more to compare it with; give --ranks 2.")
+    shared_out(config.blocks, count)
+    found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
+    if train:
         assembly = assemble(config)
-        found = compared(assembly, ranks, rounds)
-        ranks.close()
-        if ranks.rank:
-            raise SystemExit(0)
-        if train:
-            found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
+        found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
     return found | {"text": ranks_table(found)}
+
+
+def measured(config: str, rounds: str) -> dict[str, Any]:
+    """In every process."""
+    with joined() as ranks:
+        return compared(assemble(from_toml(config)), ranks, int(rounds))
 
 
 def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 
+from sidestep.bench import ranks
 from sidestep.bench.ranks import pipeline_share, ranks_table
+from sidestep.config import resolve
+from sidestep.errors import UsageError
 
-LINE = "bench ranks local_ce --precision fp32 --steps 2 --train --json --set model.width=32 --set epochs=1"
+FLAGS = {"precision": "fp32", "model.width": 32, "epochs": 1}
 
 
 def test_blocks_in_two_processes_are_timed_beside_every_rival() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sidestep", *LINE.split()], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = ranks.run(resolve("local_ce", FLAGS), 2, rounds=2, train=True)
     rows = {row["name"]: row for row in found["rows"]}
     ours = rows["local_ce, 2 processes"]
     assert ours["ratio"] == 1.0 and all(row["n"] == 2 for row in rows.values())
@@ -72,3 +66,10 @@ def test_the_table_fits_a_terminal() -> None:
     text = ranks_table(found | {"accuracy": {"bll": 0.98, "backprop": None}})
     assert max(map(len, text.splitlines())) <= 80
     assert "validation accuracy of bll: 98.00 %" in text and "validation accuracy of backprop: none" in text
+
+
+def test_what_is_refused_in_the_processes_is_one_error_here() -> None:
+    with pytest.raises(UsageError, match="got 5 ranks for 4 blocks, expected at most one a block; give --ranks 4"):
+        ranks.run(resolve("local_ce", FLAGS), 5)
+    with pytest.raises(UsageError, match="blocks"):  # more than the network has units, which only shows there
+        ranks.run(resolve("local_ce", FLAGS | {"blocks": 64}), 2)
