@@ -1,0 +1,147 @@
+"""What the engines are worth: blocks in two processes beside pipelines, and equal blocks computed as one.
+
+Ranks: an MLP of eight layers of width 1024, batch 512, in eight blocks on two processes.  Stack: simplecnn with L
+belief modules, the naive loop of the published form beside the engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sidestep.report.figures import Line, lines
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
+from sidestep.studies import benches
+from sidestep.studies.depths import by_depth
+from sidestep.studies.rows import names, pick
+from sidestep.studies.study import Grid, Machine, Row, Study
+
+QUESTION = "What is it worth that blocks wait for nobody, or are equal?"
+SID = "SID"
+RIVALS = {
+    "one_process": "one process",
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "zbv": "ZBV",
+    "ddp": "data parallel",
+}
+"""Of `bench ranks`: the end of its `ratio_to_`, and what it is called here."""
+TIMES = fixed(2)
+
+
+def page(rows: Sequence[Row]) -> Page:
+    parts = [part for part in (ranks(rows), stack(rows)) if part]
+    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
+    return Page(QUESTION, answer, [section for _, section in parts], rows)
+
+
+def between(row: Mapping[str, Any], key: str) -> str | None:
+    """A median and its quartiles: "0.74 (0.70–0.79)"."""
+    if key not in row:
+        return None
+    return f"{TIMES(row[key])} ({TIMES(row[f'{key}_low'])}–{TIMES(row[f'{key}_high'])})"
+
+
+def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
+    """Of every method the last bench of its blocks in several processes; nothing before one has run."""
+    found = {arm: its[-1] for arm in names(rows, "arm") if (its := [r for r in pick(rows, arm=arm) if "ranks" in r])}
+    if not found:
+        return None
+    told: list[str] = []
+    for arm, row in found.items():
+        count = row["ranks"]
+        said = [
+            f"{between(row, f'ratio_to_{key}')} of {name}" for key, name in RIVALS.items() if f"ratio_to_{key}" in row
+        ]
+        told.append(f"{arm} in {count} processes takes, of a step’s time, {', '.join(said)}.")
+        if row.get("ratio_to_ddp_low", 0) > 1:
+            told.append("There data-parallel backprop is the winner.")
+    columns: list[Column] = [("ms a step", [significant(ours(row)["step_ms"]) for row in found.values()])]
+    for key, name in RIVALS.items():
+        columns.append((f"÷ {name}", [between(row, f"ratio_to_{key}") for row in found.values()]))
+    columns.append(("all busy ÷ one busy", [between(row, "calibration") for row in found.values()]))
+    for which, title in ((0, "validation accuracy, %"), (1, "backprop’s, %")):
+        columns.append((title, [accuracy(row, which) for row in found.values()]))
+    lost = {arm: row["pipeline"] for arm, row in found.items() if "pipeline" in row}
+    split: list[Column] = [
+        ("pipeline", [p["name"] for p in lost.values()]),
+        ("bubble", [TIMES(p["bubble"]) for p in lost.values()]),
+        ("small batches", [TIMES(p["small_batches"]) for p in lost.values()]),
+        ("the rest", [TIMES(p["engine"]) for p in lost.values()]),
+    ]
+    first = next(iter(found.values()))
+    text = (
+        f"One network ({first['model']}, batch {first['batch_size']}, {first['blocks']} blocks), one optimizer, one "
+        "machine; every time is over that of the same round, medians with quartiles, and each rival’s is its best number of "
+        "micro-batches. Methods have different objectives: a step is not worth the same, so accuracies stand beside. "
+        "All busy over one busy is what the same work takes when every process has it; 1 would be cores that do not "
+        f"share anything. {benches.taken(list(found.values()))}"
+    )
+    tables = [
+        ("Step time of blocks in several processes", Table.of(list(found), columns, "method")),
+        ("What the fastest pipeline loses to an even share, as factors", Table.of(list(lost), split, "beside")),
+    ]
+    kept = [(caption, table) for caption, table in tables if table]
+    return " ".join(told), Section("Blocks in several processes", text, kept, [])
+
+
+def ours(row: Row) -> dict[str, Any]:
+    """The entry that all others of a bench are compared with."""
+    return next(entry for entry in row["rows"] if entry["name"] == f"{row['method']}, {row['ranks']} processes")
+
+
+def accuracy(row: Row, which: int) -> str | None:
+    values = list(row.get("accuracy", {}).values())
+    return PERCENT(values[which]) if len(values) > which and values[which] is not None else None
+
+
+def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
+    """Over how many modules; nothing before one has been timed."""
+    found = {depth: its[-1] for depth, its in by_depth(rows, "modules", SID, bench=True).items()}
+    if not found:
+        return None
+    entries = {depth: {entry["name"]: entry for entry in row["rows"]} for depth, row in found.items()}
+    engines = [n for n in next(iter(entries.values())) if not n.startswith(("naive", "extractor"))]
+    base = "naive loop, fp32"
+    columns: list[Column] = [("naive loop, ms", [significant(its[base]["cascade_ms"]) for its in entries.values()])]
+    for name in engines:
+        columns.append((f"{name} ÷ that", [between(its[name], "cascade_ratio") for its in entries.values()]))
+    drawn: list[Line] = []
+    for name in engines:
+        ratio, low, high = (
+            [its[name][f"cascade_ratio{end}"] for its in entries.values()] for end in ("", "_low", "_high")
+        )
+        drawn.append(Line(name, [int(depth) for depth in entries], ratio, low, high))
+    depth, last = list(entries.items())[-1]
+    told = [f"{name} {between(last[name], 'cascade_ratio')}" for name in engines]
+    text = (
+        "The cascade is what is left of a step without the extractor’s own forward, backward and update, in the same "
+        f"round and precision; the naive loop is the published form in float32. {benches.taken(list(found.values()))}"
+    )
+    title = "The cascade’s part of a step"
+    figure = (f"{title}.", lines(f"{title}, over modules", drawn, "modules", "÷ the naive loop’s", log_x=True), "")
+    table = Table.of(list(entries), columns, "modules")
+    answer = f"With {depth} modules the cascade takes, of the naive loop’s part of a step, {', '.join(told)}."
+    return answer, Section("Equal blocks computed as one", text, [(title, table)] if table else [], [figure])
+
+
+MODULES = {"modules": {str(n): f"--blocks {n}" for n in (10, 25, 50, 100, 200, 400)}}
+CHAIN = (
+    "--data mnist --model mlp --set model.depth=8 --set model.width=1024 --blocks 8 --batch-size 512 --precision fp32"
+)
+ON: Mapping[Machine, int] = {"cpu": 1}
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            {"local CE": "bench ranks local_ce", "SID in trunk form": "bench ranks sid", "BLL": "bench ranks bll"},
+            f"{CHAIN} --train --set epochs=3",
+            seeds=ON,
+            smoke="--set model.width=16 --set epochs=1 --set batch_size=32 --steps 1",
+        ),
+        Grid({SID: "bench stack sid --form shared"}, "--data mnist --model simplecnn", MODULES, ON, smoke="--steps 1"),
+    ],
+    page,
+)

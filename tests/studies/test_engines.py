@@ -1,0 +1,75 @@
+"""The page of `engines`, on rows by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidestep.studies.engines import page
+from sidestep.studies.study import Row
+from tests.studies.made import PLACE
+from tests.studies.pages import columns
+
+RANKS, STACK = "Blocks in several processes", "Equal blocks computed as one"
+
+
+def ranked(arm: str, ddp: float) -> Row:
+    """Half of a process's time, quartiles a tenth away."""
+    found: dict[str, Any] = {"ranks": 2, "method": "local_ce", "model": "mlp", "batch_size": 512, "blocks": 8}
+    for key, value in {
+        "ratio_to_one_process": 0.5,
+        "ratio_to_1f1b": 0.8,
+        "ratio_to_ddp": ddp,
+        "calibration": 1.25,
+    }.items():
+        found |= {key: value, f"{key}_low": 0.9 * value, f"{key}_high": 1.1 * value}
+    found["rows"] = [
+        {"name": "local_ce, 2 processes", "step_ms": 100.0},
+        {"name": "local_ce, 1 process", "step_ms": 200.0},
+    ]
+    found["pipeline"] = {"name": "1F1B, 8 micro-batches", "bubble": 1.125, "small_batches": 1.2, "engine": 1.05}
+    found["accuracy"] = {"local_ce": 0.9812, "backprop": 0.985}
+    return {"labels": {"arm": arm}, "command": "sidestep bench ranks", **PLACE, **found}
+
+
+def stacked(modules: int) -> Row:
+    def of(name: str, ratio: float) -> dict[str, Any]:
+        ends = {"cascade_ratio_low": 0.9 * ratio, "cascade_ratio_high": 1.1 * ratio}
+        return {"name": name, "step_ms": 1.0, "cascade_ms": 2.0 * modules * ratio, "cascade_ratio": ratio, **ends}
+
+    rows = [of("naive loop, fp32", 1.0), of("streaming, bf16", 0.8), of("stacked, bf16", 4 / modules)]
+    rows.append({"name": "extractor alone, bf16", "step_ms": 1.0})
+    return {"labels": {"arm": "SID", "modules": str(modules)}, "command": "sidestep bench stack", "rows": rows, **PLACE}
+
+
+def test_a_methods_step_stands_beside_every_rival_and_its_accuracy_beside_backprops() -> None:
+    found = page([ranked("local CE", 0.9), ranked("BLL", 1.2)])
+    table = columns(found, RANKS, "Step time of blocks in several processes")
+    assert table["method"] == ["local CE", "BLL"] and table["ms a step"] == ["100", "100"]
+    assert table["÷ one process"][0] == "0.50 (0.45–0.55)" and table["÷ 1F1B"][0] == "0.80 (0.72–0.88)"
+    assert table["validation accuracy, %"] == ["98.12", "98.12"] and table["backprop’s, %"] == ["98.50", "98.50"]
+    assert "÷ GPipe" not in table  # not measured
+    lost = columns(found, RANKS, "What the fastest pipeline loses to an even share, as factors")
+    assert [lost[c][0] for c in ("pipeline", "bubble", "small batches", "the rest")] == [
+        "1F1B, 8 micro-batches",
+        "1.12",
+        "1.20",
+        "1.05",
+    ]
+
+
+def test_data_parallel_backprop_is_called_the_winner_only_where_it_is_one() -> None:
+    assert "winner" not in page([ranked("local CE", 0.9)]).answer
+    assert "winner" not in page([ranked("local CE", 1.05)]).answer  # its quartiles reach below 1
+    assert "There data-parallel backprop is the winner." in page([ranked("local CE", 1.2)]).answer
+
+
+def test_the_cascades_part_stands_over_the_naive_loops_by_how_many_modules() -> None:
+    found = page([stacked(100), stacked(10)])
+    table = columns(found, STACK, "The cascade’s part of a step")
+    assert table["modules"] == ["10", "100"] and table["naive loop, ms"] == ["20.0", "200"]
+    assert table["stacked, bf16 ÷ that"] == ["0.40 (0.36–0.44)", "0.04 (0.04–0.04)"]
+    assert found.answer.startswith("With 100 modules the cascade takes, of the naive loop’s part of a step, streaming")
+
+
+def test_before_anything_has_run_the_page_says_so() -> None:
+    assert page([]).answer == "Too little has run yet."
