@@ -73,10 +73,10 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
     first = next(iter(found.values()))
     text = (
         f"One network ({first['model']}, batch {first['batch_size']}, {first['blocks']} blocks), one optimizer, one "
-        "machine; every time is over that of the same round, medians with quartiles, and each rival’s is its best number of "
-        "micro-batches. Methods have different objectives: a step is not worth the same, so accuracies stand beside. "
-        "All busy over one busy is what the same work takes when every process has it; 1 would be cores that do not "
-        f"share anything. {benches.taken(list(found.values()))}"
+        "machine; every time is over that of the same round, medians with quartiles, and each rival’s is its best "
+        "number of micro-batches. Methods have different objectives: a step is not worth the same, so accuracies stand "
+        "beside. All busy over one busy is what the same work takes when every process has it; 1 would be cores that "
+        f"do not share anything. {benches.taken(list(found.values()))}"
     )
     tables = [
         ("Step time of blocks in several processes", Table.of(list(found), columns, "method")),
