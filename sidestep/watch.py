@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from torch.distributed import Store
 
@@ -86,5 +87,8 @@ class Watch:
         return f"alive/{rank}"
 
     def end(self, why: str) -> None:
-        print(f"sidestep: error: {why}; rank {self.rank} ends, go on with --resume last.", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # who read it may be gone, which must not keep this process alive
+            print(
+                f"sidestep: error: {why}; rank {self.rank} ends, go on with --resume last.", file=sys.stderr, flush=True
+            )
         os._exit(EXIT_CODE)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import HashStore
 
 import sidestep.train as training
 from sidestep import cli
@@ -19,7 +21,7 @@ from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
 from sidestep.train import Trainer
-from sidestep.watch import SILENCE
+from sidestep.watch import EXIT_CODE, SILENCE, Watch
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
 
@@ -181,6 +183,24 @@ def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(
     assert listening and all(address.ip == "127.0.0.1" for address in listening)
     launched.process.kill()
     assert gone(workers, 2)
+
+
+def test_a_rank_ends_though_nobody_reads_what_it_has_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two ranks in one store the other one never gives a sign; stderr is a pipe whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    ended: list[int] = []
+    with os.fdopen(write, "w") as broken:
+        monkeypatch.setattr("sidestep.watch.sys.stderr", broken)
+        monkeypatch.setattr("sidestep.watch.os._exit", ended.append)
+        monkeypatch.setattr("sidestep.watch.SILENCE", 0.1)
+        watch = Watch(HashStore(), 0, 2)
+        while not ended:
+            time.sleep(0.01)
+        watch.stop()
+        with suppress(BrokenPipeError):
+            broken.close()
+    assert set(ended) == {EXIT_CODE}
 
 
 @pytest.mark.faults
