@@ -27,8 +27,8 @@ from sidestep.ranks import Ranks, joined, shared_out
 from sidestep.train import Trainer
 
 MICROBATCHES = (2, 4, 8, 16)
-STEPS_A_TURN = 4
-"""Steps that are timed as one: ranks that run ahead fill up in the first."""
+STEPS_A_TURN = 6
+"""Steps that are timed as one: ranks that run ahead fill up in the first, which a run does once an epoch."""
 ONE_BUSY, ALL_BUSY = "calibration, one busy", "calibration, all busy"
 Step = Callable[[tuple[Tensor, Tensor]], object]
 
@@ -73,7 +73,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     steps: dict[str, Step | None] = {name: step if ranks.rank == 0 else None for name, step in single.items()}
     work = calibration(assembly, ranks)
     steps |= {**shared, ONE_BUSY: work if ranks.rank == 0 else None, ALL_BUSY: work}
-    turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, device=assembly.device)
+    turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, 1, assembly.device)
     samples = {name: [ms / STEPS_A_TURN for ms in found] for name, found in turns.items()}
     rows = {row["name"]: row for row in rows_of(samples, ours, len(batch[0]))}
     calibrated = ratios(samples, ALL_BUSY, ONE_BUSY)
@@ -142,26 +142,24 @@ def rivals(assembly: Assembly, ranks: Ranks, group: dist.ProcessGroup) -> dict[s
     found: dict[str, Step] = {}
     for kind, each in SCHEDULES.items():
         for m in MICROBATCHES:
-            nets = slices(assembly)
-            if len(nets) >= each * ranks.count and m >= each * ranks.count:
-                stages = [nn.Sequential(*nets[s.start : s.stop]) for s in shared_out(len(nets), each * ranks.count)]
-                pipeline = PipelineStep(kind, stages, m, make, group, assembly.device, autocast)
+            if m >= each * ranks.count:
+                pipeline = PipelineStep(
+                    kind, slices(assembly, each * ranks.count), m, make, group, assembly.device, autocast
+                )
                 found[f"{kind}, {m} micro-batches"] = pipeline.step
     parallel = DataParallelStep(copy.deepcopy(assembly.model), make, group, autocast=autocast)
     return found | {"backprop, data parallel": parallel.step}
 
 
-def slices(assembly: Assembly) -> list[nn.Module]:
-    """The network of its own, cut as the method's blocks are."""
-    whole = like(assembly, "backprop")
-    plan = CutPlan(whole.config.blocks, whole.config.balance, whole.config.at)
-    return list(plan(whole.model, assembly.task.sample).nets)
+def slices(assembly: Assembly, count: int) -> list[nn.Module]:
+    """The network of its own in so many parts, balanced as the method's blocks are."""
+    plan = CutPlan(count, assembly.config.balance)
+    return list(plan(copy.deepcopy(assembly.model), assembly.task.sample).nets)
 
 
 def calibration(assembly: Assembly, ranks: Ranks) -> Step:
     """The same work on every process: what a machine's cores give when all are busy, beside one of them."""
-    nets = slices(assembly)
-    first = nn.Sequential(*nets[: shared_out(len(nets), ranks.count)[0].stop])
+    first = slices(assembly, ranks.count)[0]
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         first(batch[0]).square().mean().backward()
