@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from sidestep.train import Trainer
 MICROBATCHES = (2, 4, 8, 16)
 STEPS_A_TURN = 6
 """Steps that are timed as one: ranks that run ahead fill up in the first, which a run does once an epoch."""
+BATCHES = 16
+"""Taken in turn: what has learnt one batch by heart has gradients so small that a CPU is slow with them."""
 ONE_BUSY, ALL_BUSY = "calibration, one busy", "calibration, all busy"
 Step = Callable[[tuple[Tensor, Tensor]], object]
 
@@ -58,7 +61,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     """Time everything in turn, all processes together; every `ratio_to_X` is ours over X's, in the same round."""
     group = dist.new_group(backend="gloo")  # a wire's messages and a pipeline's must not be taken for each other's
     assert isinstance(group, dist.ProcessGroup)
-    batch = assembly.batches(0)
+    batches = cycle([assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))])
     engine = ranks.engine(assembly)
     ours, alone = name_of(assembly.config.method, ranks.count), name_of(assembly.config.method, 1)
     single = singles(assembly, engine, ranks)
@@ -66,7 +69,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
 
     def turn(step: Step | None) -> None:
         if step is not None:
-            for _ in range(STEPS_A_TURN):
+            for batch in islice(batches, STEPS_A_TURN):
                 step(batch)
         dist.barrier(group)
 
@@ -75,7 +78,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     steps |= {**shared, ONE_BUSY: work if ranks.rank == 0 else None, ALL_BUSY: work}
     turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, 1, assembly.device)
     samples = {name: [ms / STEPS_A_TURN for ms in found] for name, found in turns.items()}
-    rows = {row["name"]: row for row in rows_of(samples, ours, len(batch[0]))}
+    rows = {row["name"]: row for row in rows_of(samples, ours, assembly.config.batch_size)}
     calibrated = ratios(samples, ALL_BUSY, ONE_BUSY)
     found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values()), "calibration": calibrated[0]}
     found |= {"calibration_low": calibrated[1], "calibration_high": calibrated[2]}
