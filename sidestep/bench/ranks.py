@@ -52,9 +52,10 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
 
 
 def measured(config: str, rounds: str) -> dict[str, Any]:
-    """In every process."""
+    """In every process.  What is wrong with the configuration all of them find, before they meet."""
+    assembly = assemble(from_toml(config))
     with joined() as ranks:
-        return compared(assemble(from_toml(config)), ranks, int(rounds))
+        return compared(assembly, ranks, int(rounds))
 
 
 def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
