@@ -95,8 +95,8 @@ def test_resumed_after_a_kill_it_repeats_no_finished_run(
     began: list[str] = []
     init, step = Trainer.__init__, Trainer.check_finite
 
-    def counted(trainer: Trainer, assembly: Any, **more: Any) -> None:
-        init(trainer, assembly, **more)
+    def counted(trainer: Trainer, assembly: Any, *more: Any, **options: Any) -> None:
+        init(trainer, assembly, *more, **options)
         began.append(f"{assembly.config.method}-seed{assembly.config.seed}")
 
     def dying(trainer: Trainer) -> None:
