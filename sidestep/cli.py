@@ -279,7 +279,7 @@ COMMANDS: dict[str, Command] = {
             "--steps": {
                 "type": count,
                 "metavar": "N",
-                "help": "how many are timed (step, stack: 20); ranks: turns of four (14)",
+                "help": "how many are timed (step, stack: 20); ranks: turns of six (14)",
             },
             "--train": {
                 "action": "store_true",
