@@ -108,7 +108,7 @@ class Trainer:
                 if save or step == warm:
                     self.pause(clock, warm)
                     if save:
-                        self.commit(step // per_epoch if at_end else None)
+                        self.save(step // per_epoch if at_end else None)
                     if stop:
                         raise Stopped(stop)
                     clock = (time.perf_counter(), step)
@@ -135,7 +135,7 @@ class Trainer:
         if first >= warm:
             self.timed = (self.timed[0] + time.perf_counter() - began, self.timed[1] + self.engine.steps - first)
 
-    def commit(self, epoch: int | None) -> None:
+    def save(self, epoch: int | None) -> None:
         """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it."""
         name_of = f"{LOSS_SUM}/{{}}".format
         state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})

@@ -300,7 +300,7 @@ def test_a_loss_that_is_lost_is_looked_for_once_an_epoch_and_before_a_save(
 def test_step_time_counts_steps_only_and_none_of_the_first_ten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     trainer = Trainer(assemble(configured(epochs="3", save_every="4", out=str(tmp_path))), quiet=True)
-    step, commit, end = trainer.engine.step, trainer.commit, trainer.end_epoch
+    step, save, end = trainer.engine.step, trainer.save, trainer.end_epoch
 
     def taking(seconds: float, work: Any) -> Any:
         def timed(*args: Any) -> Any:
@@ -312,7 +312,7 @@ def test_step_time_counts_steps_only_and_none_of_the_first_ten(monkeypatch: pyte
     monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
     for owner, name, work, seconds in (
         (trainer.engine, "step", step, 2.0),
-        (trainer, "commit", commit, 50.0),
+        (trainer, "save", save, 50.0),
         (trainer, "end_epoch", end, 70.0),
     ):
         monkeypatch.setattr(owner, name, taking(seconds, work))
