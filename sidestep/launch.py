@@ -72,14 +72,9 @@ def spawn(ranks: int, threads: int | None, work: Callable[..., Result], *args: s
     or DataError.
     """
     prepare_environment(ranks)
-    with (
-        tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder,
-        socket.create_server(("127.0.0.1", 0)) as free,
-    ):
-        port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder:
         file = Path(folder) / "result.json"
-        multiprocessing.spawn(_at_rank, (ranks, port, threads, str(file), work, args), nprocs=ranks)
+        multiprocessing.spawn(_at_rank, (ranks, free_port(), threads, str(file), work, args), nprocs=ranks)
         found: Result = json.loads(file.read_text(encoding="utf-8"))
     if "error" in found:
         raise (UsageError if found["exit_code"] == UsageError.exit_code else DataError)(found["error"])
@@ -89,8 +84,7 @@ def spawn(ranks: int, threads: int | None, work: Callable[..., Result], *args: s
 def _at_rank(
     rank: int, count: int, port: int, threads: int | None, file: str, work: Callable[..., Result], args: Sequence[str]
 ) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in place.items()})
+    take_place(rank, count, port)
     torch.set_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
     found: Result
     try:
@@ -99,6 +93,17 @@ def _at_rank(
         found = {"error": str(error), "exit_code": error.exit_code}
     if rank == 0:
         write_json(Path(file), found)
+
+
+def take_place(rank: int, count: int, port: int) -> None:
+    """Say in torchrun's words where this process stands among those of this machine."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def prepare_environment(ranks: int) -> None:

@@ -70,10 +70,8 @@ class Ranks:
             raise DataError(
                 f"rank {self.rank} has {key} = {got}, expected {expected} as rank 0 has; start all of them alike."
             )
-        group = dist.group.WORLD
-        assert group is not None
         run = bytes.fromhex(self.told(lambda: os.urandom(16).hex()))
-        self.wire = DistWire(group, shares, run, assembly.device)
+        self.wire = DistWire(world(), shares, run, assembly.device)
         return assembly.engine.share(shares[self.rank], self.wire)
 
     def close(self, reason: str | None = None) -> None:
@@ -116,11 +114,8 @@ def joined() -> Generator[Ranks]:
     ranks = Ranks(rank, count, watch=watch, restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
     try:
         yield ranks
-    except Exception as error:
-        ranks.close(" ".join(str(error).split()))
-        raise
-    except BaseException:
-        ranks.close("it was stopped")
+    except BaseException as error:  # raised again: the others are to hear of it, be it a signal
+        ranks.close(" ".join(str(error).split()) if isinstance(error, Exception) else "it was stopped")
         raise
     else:
         ranks.close()
@@ -138,6 +133,13 @@ def meeting_point(count: int, *, opens: bool) -> dist.Store:
     listening = socket.create_server((host, port)).detach() if opens else None
     store = dist.TCPStore(host, port, count, opens, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening)
     return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def world() -> dist.ProcessGroup:
+    """The group of all processes, once they have met."""
+    group = dist.group.WORLD
+    assert group is not None, "nobody has joined"
+    return group
 
 
 def _broadcast(text: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
-import socket
 import time
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
@@ -13,11 +11,11 @@ from random import Random
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.wire import Edge, When
-from sidestep.ranks import joined
+from sidestep.launch import free_port, take_place
+from sidestep.ranks import joined, world
 from tests.test_launch import Launched, ranks, same_run, start, started, straight
 from tests.test_train import QUICK, trained, words
 
@@ -34,12 +32,9 @@ Figure = Callable[[str, float], None]
 def talk(rank: int, port: int, size: int, folder: str) -> None:
     """Send or receive messages of so many bytes for ever; of none: wait for one that does not come."""
     torch.set_num_threads(1)
-    place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in place.items()})
+    take_place(rank, 2, port)
     with joined() as all_ranks:
-        group = dist.group.WORLD
-        assert group is not None
-        all_ranks.wire = wire = DistWire(group, [range(1), range(1, 2)], bytes(16))
+        all_ranks.wire = wire = DistWire(world(), [range(1), range(1, 2)], bytes(16))
         message = (torch.zeros(size, dtype=torch.uint8),)
         for step in range(1 << 30):
             edge = Edge("0 talk", When(True, step), 0, 1)
@@ -50,11 +45,6 @@ def talk(rank: int, port: int, size: int, folder: str) -> None:
             else:
                 time.sleep(0.01)
             (Path(folder) / str(rank)).touch()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def killed(victim: int, size: int, folder: Path, delay: float) -> tuple[float, int | None]:

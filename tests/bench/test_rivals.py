@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
+from sidestep.ranks import world
 
 MICROBATCHES = 4
 CPU = torch.device("cpu")
@@ -48,8 +49,7 @@ def expected() -> list[Tensor]:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    group = dist.group.WORLD
-    assert group is not None
+    group = world()
     for name, each in SCHEDULES.items():
         whole = stages()
         parts = whole if each == 2 else [nn.Sequential(*whole[:2]), nn.Sequential(*whole[2:])]

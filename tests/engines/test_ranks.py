@@ -19,7 +19,7 @@ from sidestep.core.method import Method
 from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.ranks import shared_out
+from sidestep.ranks import shared_out, world
 from tests.conftest import CASES, Case, adam, engine_for, sgd, some_batch
 
 STEPS = 50
@@ -38,7 +38,9 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def for_four(method: Method) -> Method:
     """With a fourth weight, where a case lists those of three blocks."""
     alpha: Any = getattr(method, "alpha", None)
-    return replace(method, alpha=f"{alpha},0.3") if isinstance(alpha, str) and "," in alpha else method  # pyright: ignore[reportCallIssue]
+    if not isinstance(alpha, str) or "," not in alpha:
+        return method
+    return replace(method, alpha=f"{alpha},0.3")  # pyright: ignore[reportCallIssue]  # a field of those that have it
 
 
 def trained(case: Case, rule: UpdateRule, **options: Any) -> Streaming:
@@ -52,8 +54,7 @@ def trained(case: Case, rule: UpdateRule, **options: Any) -> Streaming:
 def work(rank: int, count: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-    group, shares = dist.group.WORLD, shared_out(BLOCKS, count)
-    assert group is not None
+    group, shares = world(), shared_out(BLOCKS, count)
     digests: dict[str, str] = {}
     for case in CASES:
         for name, rule in RULES.items():
