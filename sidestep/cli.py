@@ -40,18 +40,24 @@ def train(args: Args) -> Result:
     config = args.resolve(args.words[0])
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
-    if args.ranks > 1 and "WORLD_SIZE" not in os.environ:  # which torchrun sets: then this is one of them
+    processes = args.ranks * args.replicas
+    if processes > 1 and "WORLD_SIZE" not in os.environ:  # which torchrun sets: then this is one of them
         if args.ranks > config.blocks:
             raise UsageError(f"got --ranks {args.ranks} for {config.blocks} blocks, expected at most one a block.")
+        if config.accumulate % args.replicas:
+            raise UsageError(
+                f"got --replicas {args.replicas} and accumulate={config.accumulate}, expected a multiple: replicas "
+                f"share out the micro-batches of a step; give --accumulate {args.replicas}."
+            )
         if config.engine == "stacked":
-            raise UsageError("got --engine stacked and --ranks, expected one of them: a stack is in one process.")
+            raise UsageError("got --engine stacked and several processes, expected one: a stack is in one process.")
         from sidestep.launch import launch
 
         folder = [] if config.out else ["--out", str(named_by_time(config))]
-        raise SystemExit(launch(["train", *args.line, *folder], args.ranks, args.max_restarts))
+        raise SystemExit(launch(["train", *args.line, *folder], processes, args.max_restarts))
     from sidestep.train import run
 
-    return run(config)
+    return run(config, replicas=args.replicas)
 
 
 def compare(args: Args) -> Result:
@@ -233,6 +239,12 @@ COMMANDS: dict[str, Command] = {
                 "default": 1,
                 "metavar": "N",
                 "help": "processes that share the blocks (default: 1)",
+            },
+            "--replicas": {
+                "type": count,
+                "default": 1,
+                "metavar": "R",
+                "help": "processes for each rank's blocks, which share the micro-batches of --accumulate (default: 1)",
             },
             "--max-restarts": {
                 "type": whole,

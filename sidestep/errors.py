@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -36,3 +37,8 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
     return UsageError(f"unknown {kind} {got!r}; {hint}")
+
+
+def cause(error: Exception) -> str:
+    """The first sentence of an error of torch.distributed's, without the place in its source."""
+    return re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0]

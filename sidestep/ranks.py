@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from sidestep import checkpoint
 from sidestep.assemble import Assembly
 from sidestep.engines.dist_wire import DistWire
+from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError
 from sidestep.run import environment, fingerprint
@@ -30,11 +32,20 @@ IDLE_TIMEOUT = timedelta(days=1)
 class Ranks:
     """This process among `count` of them; one alone has rank 0 and nobody to talk to.
 
-    restarted: whether these came up because others before them had failed.
+    replicas: so many in a row have the same blocks.  restarted: whether these came up because others before them had
+    failed.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, *, watch: Watch | None = None, restarted: bool = False) -> None:
-        self.rank, self.count, self.watch, self.restarted = rank, count, watch, restarted
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        *,
+        replicas: int = 1,
+        watch: Watch | None = None,
+        restarted: bool = False,
+    ) -> None:
+        self.rank, self.count, self.replicas, self.watch, self.restarted = rank, count, replicas, watch, restarted
         self.wire: DistWire | None = None
 
     def told(self, find: Callable[[], T]) -> T:
@@ -57,13 +68,15 @@ class Ranks:
         return heard["found"]
 
     def engine(self, assembly: Assembly) -> Streaming:
-        """What trains this process's share of the blocks.
+        """What trains this process's share of the blocks, on its share of the samples.
 
-        Raises UsageError where there are more processes than blocks, DataError where this one would compute other bits.
+        Raises UsageError where there are more of them than blocks, or than micro-batches for replicas; DataError where
+        this process would compute other bits.
         """
         if self.count == 1:
             return assembly.engine
-        shares = shared_out(len(assembly.chain.blocks), self.count)
+        stages = self.count // self.replicas
+        shares = shared_out(len(assembly.chain.blocks), stages)
         mine = checkpoint.as_read({**fingerprint(assembly), **environment(assembly)})
         first = self.told(lambda: mine)
         for key, expected, got in checkpoint.differences(first, mine):
@@ -71,8 +84,11 @@ class Ranks:
                 f"rank {self.rank} has {key} = {got}, expected {expected} as rank 0 has; start all of them alike."
             )
         run = bytes.fromhex(self.told(lambda: os.urandom(16).hex()))
-        self.wire = DistWire(world(), shares, run, assembly.device)
-        return assembly.engine.share(shares[self.rank], self.wire)
+        mesh = init_device_mesh("cpu", (stages, self.replicas), mesh_dim_names=("blocks", "replicas"))
+        if stages > 1:
+            self.wire = DistWire(mesh.get_group("blocks"), shares, run, assembly.device)
+        same = Replicas(mesh.get_group("replicas")) if self.replicas > 1 else None
+        return assembly.engine.share(shares[self.rank // self.replicas], self.wire, same)
 
     def close(self, reason: str | None = None) -> None:
         """Say goodbye to the others, and why, if it is before the run is over."""
@@ -97,21 +113,27 @@ def shared_out(blocks: int, ranks: int) -> list[range]:
 
 
 @contextmanager
-def joined() -> Generator[Ranks]:
+def joined(replicas: int = 1) -> Generator[Ranks]:
     """This process's place, as torchrun's environment gives it; alone without one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count % replicas:
+        raise UsageError(f"got {count} processes and --replicas {replicas}, expected a multiple of the replicas.")
     if count == 1:
         yield Ranks()
         return
     die_with_parent()
     rank = int(os.environ["RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    if devices:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = meeting_point(count, opens=ours and rank == 0)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
+    # NCCL refuses two processes on one device; messages go through the CPU's memory either way.
+    backend = "cpu:gloo,cuda:nccl" if devices >= here else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
     watch = Watch(meeting_point(count, opens=False), rank, count)
-    ranks = Ranks(rank, count, watch=watch, restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    ranks = Ranks(rank, count, replicas=replicas, watch=watch, restarted=restarted)
     try:
         yield ranks
     except BaseException as error:  # raised again: the others are to hear of it, be it a signal

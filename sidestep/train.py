@@ -77,7 +77,7 @@ class Trainer:
         self.assembly = assembly
         self.config = assembly.config
         self.engine, self.ranks = engine or assembly.engine, ranks
-        self.first = 0 in self.engine.own
+        self.first = self.engine.is_first
         self.folder: Path | None = None
         self.history: list[dict[str, object]] = []
         self.best: tuple[float, int] | None = None  # `judged` on validation, step
@@ -138,6 +138,8 @@ class Trainer:
     def save(self, epoch: int | None) -> None:
         """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it."""
         name_of = f"{LOSS_SUM}/{{}}".format
+        if self.engine.replicas is not None:
+            self.loss_sum = self.engine.replicas.mean(self.loss_sum)
         state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})
         if self.ranks > 1:
             signal.alarm(0)  # all have come this far
@@ -380,8 +382,10 @@ def check_selection(assembly: Assembly) -> None:
         raise UsageError("got select=best without validation samples; give --val-fraction above 0, or --select last.")
 
 
-def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
+def run(config: TrainConfig, *, replicas: int = 1, costs: bool = True) -> dict[str, object]:
     """One run in its folder: what `sidestep train` does.  Returns the summary, with a table for people as `text`.
+
+    replicas: how many of the processes that torchrun has started have the same blocks.
 
     Raises SystemExit(143) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the run saved.
     """
@@ -389,7 +393,7 @@ def run(config: TrainConfig, *, costs: bool = True) -> dict[str, object]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with on_signals(leave, signal.SIGTERM), joined() as ranks:
+    with on_signals(leave, signal.SIGTERM), joined(replicas) as ranks:
         if ranks.restarted:
             config = replace(config, resume="last", overwrite=False)
         start = Start(*ranks.told(lambda: find_start(config)))

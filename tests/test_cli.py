@@ -149,8 +149,13 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),
         ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
+            "train sid --replicas 2 --accumulate 3 --batch-size 48",
+            "got --replicas 2 and accumulate=3, expected a multiple: replicas share out the micro-batches of a step; "
+            "give --accumulate 2.",
+        ),
+        (
             "train sid --ranks 2 --engine stacked",
-            "got --engine stacked and --ranks, expected one of them: a stack is in one process.",
+            "got --engine stacked and several processes, expected one: a stack is in one process.",
         ),
         (
             "train sid --max-restarts -1",

@@ -151,6 +151,27 @@ def test_a_rank_that_is_killed_ends_all_and_restarts_end_with_the_parameters_of_
     same_run(out, straight)
 
 
+def test_two_replicas_of_two_ranks_are_stopped_and_killed_and_end_with_the_parameters_of_one_process(
+    tmp_path: Path, started: list[Launched]
+) -> None:
+    """One process computes the same micro-batches in turn.  Losses are added up in another order, so not to the bit."""
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    settings = SLOW | {"accumulate": "2"}
+    trained("bll", alone, **settings)
+    first = start(started, ranks(2, out, "--replicas", "2", *words(settings)))
+    first.wait_for(out / "checkpoints" / "step-14")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end()[0] == 143
+    again = start(started, ranks(2, out, "--replicas", "2", "--resume", "last", "--max-restarts", "1"))
+    again.wait_for(out / "checkpoints" / "step-49")
+    again.ranks()[3].kill()
+    assert again.end()[0] == 0
+    assert weights(out) == weights(alone)
+    for row, expected in zip(rows(out), rows(alone), strict=True):
+        assert row["val"] == expected["val"]
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)  # a mean of means, in float32
+
+
 def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

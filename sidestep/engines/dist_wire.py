@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from queue import Queue
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from sidestep.core.emit import Message
-from sidestep.errors import WireError
+from sidestep.errors import WireError, cause
 
 from .packets import HEAD, pack, read_head, unpack
 from .wire import Edge, When
@@ -87,7 +86,7 @@ class _Sender(threading.Thread):
 
     def send(self, edge: Edge, message: Message) -> None:
         if self.lost is not None:
-            raise WireError(f"{edge}: rank {self.peer} is gone ({_cause(self.lost)}).")
+            raise WireError(f"{edge}: rank {self.peer} is gone ({cause(self.lost)}).")
         self.waiting.put(pack(self.run_id, edge, message))
 
     def end(self, reason: str) -> None:
@@ -120,7 +119,7 @@ class _Receiver(threading.Thread):
             self.ended = found
             if isinstance(found, WireError):
                 raise WireError(f"{edge}: {found}.")
-            raise WireError(f"{edge}: rank {self.peer} is gone ({_cause(found)}).") from found
+            raise WireError(f"{edge}: rank {self.peer} is gone ({cause(found)}).") from found
         arrived, message = found
         if arrived != edge:
             raise WireError(f"got {arrived}, expected {edge}.")
@@ -144,11 +143,6 @@ class _Receiver(threading.Thread):
         for piece in body.split(CHUNK):
             self.group.recv([piece], self.peer, 0).wait()
         return unpack(announced, body, self.device)
-
-
-def _cause(error: Exception) -> str:
-    """Gloo's first sentence, without the place in its source."""
-    return re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0]
 
 
 def _words(layout: list[tuple[torch.dtype, torch.Size]]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sidestep.core.block import Block, Chain
 from sidestep.core.program import Program
 
+from .replicas import GradientSum, Replicas
 from .stacked import Stack, stretches
 from .update import Updater, UpdateRule
 
@@ -17,16 +18,19 @@ from .update import Updater, UpdateRule
 class Parts:
     """The blocks `own`, counted from 0, and the hub if the first one is among them.
 
-    updaters: of every part, by its id.  stacks: equal blocks that are computed as one, by their first block.
+    updaters: of every part, by its id.  stacks: equal blocks that are computed as one, by their first block.  replicas:
+    those that have the same parts in other processes.
     """
 
-    def __init__(self, chain: Chain, own: range, rule: UpdateRule) -> None:
+    def __init__(self, chain: Chain, own: range, rule: UpdateRule, replicas: Replicas | None = None) -> None:
         here = {f"blocks.{n}" for n in own} | ({"hub"} if 0 in own else set())
         self.chain, self.rule = chain, rule
         self.named = [(part, module) for part, module in chain.parts() if part in here]
         self.modules = [m for _, part in self.named for m in part.modules()]
         self.updaters = {part: Updater(module, rule) for part, module in self.named}
         self.stacks: dict[int, Stack] = {}
+        self.sums = {part: GradientSum(part, module, replicas) for part, module in self.named} if replicas else {}
+        self.due: list[str] = []  # parts that are to be moved once all replicas' gradients are here
 
     def stack(self, program: Program, device: torch.device) -> None:
         """Make stacks of the blocks that are equal.  Raises ValueError where there are none."""
@@ -53,9 +57,43 @@ class Parts:
             for _, module in self.named:
                 module.train()
 
+    # ------------------------------------------------------------------ moving
+
+    def begin_last_call(self, part: str) -> None:
+        """The next backward call is the last one of this step that adds to a part's gradients."""
+        if self.sums:
+            self.sums[part].begin()
+
+    def end_last_call(self, part: str) -> None:
+        if self.sums:
+            self.sums[part].end()
+
+    def move(self, part: str, step: int) -> None:
+        """Move a part that has all its gradients; with replicas the one before, while this one's are added up."""
+        self.due.append(part)
+        self._move_due(step, keep=1 if self.sums else 0)
+
+    def move_rest(self, step: int) -> None:
+        """Move what `move` has left."""
+        self._move_due(step, keep=0)
+
+    def _move_due(self, step: int, keep: int) -> None:
+        while len(self.due) > keep:
+            part = self.due.pop(0)
+            if self.sums:
+                self.sums[part].wait()
+            self.updaters[part].clip()
+            self.updaters[part].step(step)
+
+    def wait_for_sums(self) -> None:
+        """Have all gradients be those of all replicas."""
+        for total in self.sums.values():
+            total.wait()
+
     # --------------------------------------------------------------- gradients
 
     def forget_gradients(self) -> None:
+        self.due.clear()
         for stack in self.stacks.values():
             stack.forget_gradients()
         for module in self.modules:

@@ -24,6 +24,7 @@ from sidestep.core.task import Task
 from .compiled import compilable, compile_calls
 from .parts import Parts
 from .relay import Relay
+from .replicas import Replicas
 from .stacked import Stack
 from .update import UpdateRule, norms
 from .wire import T, When, Wire, Work
@@ -65,6 +66,7 @@ class Streaming:
     one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
 
     own: the blocks, from 0, that are here, the hub being with the first; None is all.  wire: to those elsewhere.
+    replicas: those that have the same blocks, with which the micro-batches of a step are shared out.
 
     stacked: compute equal blocks in a row as one, which `stacked` refuses where it cannot; all blocks are here.
 
@@ -83,6 +85,7 @@ class Streaming:
         *,
         own: range | None = None,
         wire: Wire | None = None,
+        replicas: Replicas | None = None,
         stacked: bool = False,
         seed: int = 0,
         accumulate: int = 1,
@@ -104,16 +107,17 @@ class Streaming:
             chain.blocks[n].requires_grad_(False)
         self.freeze = frozenset(freeze)
         self.method, self.chain, self.task, self.rule = method, chain, task, rule
-        self.accumulate = accumulate
+        self.accumulate, self.replicas = accumulate, replicas
+        self.micros = range(accumulate) if replicas is None else replicas.share_of(accumulate)
         self.total_steps = total_steps
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
-        self.parts = Parts(chain, self.own, rule)
+        self.parts = Parts(chain, self.own, rule, replicas)
         if stacked:
             if compile:
                 raise ValueError("stacked blocks are not compiled; give one of --engine stacked and --compile.")
-            assert wire is None, "all blocks of a stack are here"
+            assert wire is None and replicas is None, "all blocks of a stack are here"
             self.parts.stack(self.program, device)
         self.cells = [(i, n) for i, n in plan(self.program, count) if n in self.own and n not in self.parts.stacked]
         hub_trained = chain.hub is not None and any(p.requires_grad for p in chain.hub.parameters())
@@ -124,8 +128,8 @@ class Streaming:
             for module in compilable(chain):
                 compile_calls(module)
 
-    def share(self, own: range, wire: Wire) -> Streaming:
-        """An engine of the same run with some of these very blocks, and a wire to the others."""
+    def share(self, own: range, wire: Wire | None, replicas: Replicas | None = None) -> Streaming:
+        """An engine of the same run with some of these very blocks, a wire to the others, and replicas."""
         assert not self.parts.stacks, "all blocks of a stack are in one process"
         return Streaming(
             self.method,
@@ -134,12 +138,18 @@ class Streaming:
             self.rule,
             own=own,
             wire=wire,
+            replicas=replicas,
             seed=self.context.seed,
             accumulate=self.accumulate,
             freeze=self.freeze,
             autocast=self.context.autocast,
             total_steps=self.total_steps,
         )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the state of all blocks is gathered here, of the replicas' the first one's."""
+        return 0 in self.own and (self.replicas is None or self.replicas.rank == 0)
 
     def run(self, work: Work[T]) -> T:
         """Do the work, waiting for the messages it asks for."""
@@ -171,12 +181,14 @@ class Streaming:
         losses: list[dict[int, Tensor]] = []
         metrics: dict[str, Tensor] = {}
         try:
-            for a, micro in enumerate(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)):
-                part, last = Batch(*micro, self.steps, a, self.progress), a == self.accumulate - 1
+            micros = list(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True))
+            for a in self.micros:
+                part, last = Batch(*micros[a], self.steps, a, self.progress), a == self.micros[-1]
                 losses.append({})
                 yield from self._sweep(Sweep(part, last, 1 / self.accumulate, None, losses[-1], metrics))
             if self._update_together:
                 yield from self._update_all()
+            self.parts.move_rest(self.steps)
         except BaseException:
             self.parts.forget_gradients()  # of a step that was interrupted: the next must not add to them
             raise
@@ -231,6 +243,9 @@ class Streaming:
                 sweep.losses[n] = emit.loss.detach()
                 if not sweep.counts(n):
                     emit.loss = emit.loss * 0.0
+            last = sweep.update and i == self.derived.last_pass
+            if last:
+                self.parts.begin_last_call(f"blocks.{n}")
             sent = finish_cell(learnable(emit) if n in self.freeze else emit, sweep.scale)
             if away and emit.send_grad:
                 self.relay.send(away, sent)
@@ -240,12 +255,15 @@ class Streaming:
             del emit, message
             if i == self.derived.last_pass:
                 cell.kept.clear()
-                if sweep.update and not self._update_together:
-                    self._update(f"blocks.{n}")
+            if last:
+                self._learnt(f"blocks.{n}")
         if self.derived.hub_trained:
+            last = sweep.update and "hub" in self.parts.updaters
+            if last:
+                self.parts.begin_last_call("hub")
             yield from self._backward_hub(when, encoded, shared)
-            if sweep.update and not self._update_together and "hub" in self.parts.updaters:
-                self._update("hub")
+            if last:
+                self._learnt("hub")
 
     def _run_stack(self, stack: Stack, p: Pass, cell: Cell, message: Message, sweep: Sweep) -> Message:
         """Run, and move, a stack of blocks, of which `cell` is the first one's."""
@@ -305,13 +323,16 @@ class Streaming:
         if found:
             torch.autograd.backward([output for output, _ in found], [g for _, g in found])
 
-    def _update(self, part: str) -> None:
-        self.parts.updaters[part].clip()
-        self.parts.updaters[part].step(self.steps)
+    def _learnt(self, part: str) -> None:
+        """All gradients of a part are there."""
+        self.parts.end_last_call(part)
+        if not self._update_together:
+            self.parts.move(part, self.steps)
 
     def _update_all(self) -> Work[None]:
         """Clip by the norm of all gradients, for which all norms go up and their norm comes down, and update."""
         assert self.rule.clip is not None
+        self.parts.wait_for_sums()
         parameters, when = [p for u in self.parts.updaters.values() for p in u.parameters], When(True, self.steps)
         own = norms(parameters, self.context.device)
         (every,) = yield from self.relay.climb(
@@ -395,10 +416,14 @@ class Streaming:
         return self.run(self.relay.gather("state", When(True, self.steps), self.state_dict() | dict(more)))
 
     def agree(self, value: int) -> int:
-        """The first engine's value, at all; it waits for no other."""
-        (agreed,) = self.run(
-            self.relay.climb("agreed", When(True, self.steps), lambda before: before or (torch.tensor(value),))
-        )
+        """The first engine's value, at all; it waits for none but its replicas."""
+
+        def said(before: Message | None) -> Message:
+            if before is not None:
+                return before
+            return (torch.tensor(value if self.replicas is None else self.replicas.told(value)),)
+
+        (agreed,) = self.run(self.relay.climb("agreed", When(True, self.steps), said))
         return int(agreed)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from datetime import timedelta
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import HashStore, ProcessGroup, ProcessGroupGloo
+from torch.distributed import ProcessGroup
 
 from sidestep.engines.dist_wire import CHUNK, WINDOW, DistWire
 from sidestep.engines.packets import pack
@@ -23,23 +22,6 @@ SHARES = [range(2), range(2, 3)]
 
 def edge(step: int, what: str = "0 match") -> Edge:
     return Edge(what, When(True, step), 1, 2)
-
-
-@pytest.fixture
-def groups() -> list[ProcessGroup]:
-    """One for each of two ranks; they have to be made at once, as each waits for the other."""
-    store, found = HashStore(), dict[int, ProcessGroup]()
-
-    def make(rank: int) -> None:
-        # Torch's stubs name the base that it is no subclass of; it is one when it runs.
-        found[rank] = ProcessGroupGloo(store, rank, 2, timedelta(seconds=5))  # pyright: ignore[reportArgumentType]
-
-    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[0], found[1]]
 
 
 @pytest.fixture

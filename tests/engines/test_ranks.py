@@ -14,15 +14,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from sidestep.core.method import Method
 from sidestep.engines.dist_wire import DistWire
+from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.ranks import shared_out, world
+from sidestep.ranks import shared_out
 from tests.conftest import CASES, Case, adam, engine_for, sgd, some_batch
 
 STEPS = 50
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 BLOCKS = 4
 RULES: dict[str, UpdateRule] = {"sgd": sgd(), "adam": adam(clip=0.1, ema=0.9)}
 
@@ -51,33 +54,58 @@ def trained(case: Case, rule: UpdateRule, **options: Any) -> Streaming:
     return engine
 
 
-def work(rank: int, count: int, folder: str) -> None:
+def work(rank: int, stages: int, replicas: int, accumulate: int, folder: str) -> None:
+    """Train every case; what each replica ends with goes to a file of its own, with and without running statistics."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-    group, shares = world(), shared_out(BLOCKS, count)
-    digests: dict[str, str] = {}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=stages * replicas)
+    mesh = init_device_mesh("cpu", (stages, replicas), mesh_dim_names=("blocks", "replicas"))
+    shares = shared_out(BLOCKS, stages)
+    stage, replica = divmod(rank, replicas)
+    digests: dict[str, tuple[str, str]] = {}
     for case in CASES:
         for name, rule in RULES.items():
-            wire = DistWire(group, shares, hashlib.md5(f"{case.id}{name}".encode()).digest())
-            engine = trained(case, rule, own=shares[rank], wire=wire) if count > 1 else trained(case, rule)
-            digests[f"{case.id}, {name}"] = digest(engine.gather({}))
-            wire.close()
-    if rank == 0:
-        (Path(folder) / "digests.json").write_text(json.dumps(digests))
+            run = hashlib.md5(f"{case.id}{name}".encode()).digest()
+            wire = DistWire(mesh.get_group("blocks"), shares, run) if stages > 1 else None
+            same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
+            engine = trained(case, rule, own=shares[stage], wire=wire, replicas=same, accumulate=accumulate)
+            state = engine.gather({})
+            learnt = {k: v for k, v in state.items() if k.rpartition(".")[2] not in STATISTICS}
+            digests[f"{case.id}, {name}"] = digest(state), digest(learnt)
+            if wire:
+                wire.close()
+    if stage == 0:
+        (Path(folder) / f"digests-{replica}.json").write_text(json.dumps(digests))
     dist.destroy_process_group()
+
+
+Digests = dict[str, list[str]]
+
+
+def digests_of(folder: Path, stages: int, replicas: int = 1, accumulate: int = 1) -> list[Digests]:
+    """By case, what every replica ends with."""
+    folder.mkdir()
+    mp.spawn(work, (stages, replicas, accumulate, str(folder)), nprocs=stages * replicas)
+    found = [json.loads((folder / f"digests-{replica}.json").read_text()) for replica in range(replicas)]
+    assert all(len(one) == len(CASES) * len(RULES) for one in found)
+    return found
 
 
 @pytest.mark.timeout(900)  # on a quiet machine it takes one minute and a half
 def test_parameters_after_fifty_steps_have_the_hash_of_one_process(tmp_path: Path) -> None:
     """Every method, SGD with momentum, and AdamW with clipping and averages; BatchNorm and dropout in the network."""
-    found: dict[int, dict[str, str]] = {}
-    for count in (1, 2, 4):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        mp.spawn(work, (count, str(folder)), nprocs=count)
-        found[count] = json.loads((folder / "digests.json").read_text())
-    assert len(found[1]) == len(CASES) * len(RULES)
+    found = {stages: digests_of(tmp_path / str(stages), stages) for stages in (1, 2, 4)}
     assert found[2] == found[1] and found[4] == found[1]
+
+
+@pytest.mark.timeout(900)  # on a quiet machine it takes one minute
+def test_two_replicas_of_two_ranks_learn_what_one_process_learns_from_two_micro_batches(tmp_path: Path) -> None:
+    """The sum of two gradients has no order; running statistics are the first one's, and equal at both."""
+    [alone] = digests_of(tmp_path / "alone", stages=1, accumulate=2)
+    first, second = digests_of(tmp_path / "replicas", stages=2, replicas=2, accumulate=2)
+    assert first == second
+    assert {case: learnt for case, (_, learnt) in first.items()} == {
+        case: learnt for case, (_, learnt) in alone.items()
+    }
 
 
 def test_blocks_are_shared_out_in_order_and_evenly() -> None:
