@@ -1,0 +1,188 @@
+"""What backpropagation over several processes does in a step: pipelines, data parallelism, and local steps (DiLoCo).
+
+Pipelines are the actions of one rank, in the order in which torch.distributed.pipelining does them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import repeat
+from typing import NamedTuple
+
+from .machine import Action, Compute, Flush, Receive, Send
+
+FORWARD, GRADIENT = "forward", "gradient"
+"""The kinds of a pipeline's messages."""
+
+
+class Stage(NamedTuple):
+    """A part of a network, timed alone on one micro-batch: seconds, and bytes."""
+
+    forward: float  # of the last one with the loss
+    backward: float
+    update: float
+    size: int  # of the message to the next stage, and of the gradient that comes back
+    weights: float = 0.0  # that part of `backward` which no other stage waits for
+
+
+def gpipe(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
+    """All micro-batches forwards, then all backwards (arXiv:1811.06965)."""
+    first, last = rank == 0, rank == count - 1
+    for _ in range(micros):
+        if not first:
+            yield Receive(rank - 1, FORWARD)
+        yield Compute(stage.forward)
+        if not last:
+            yield Send(rank + 1, stage.size, FORWARD)
+    if not last:
+        yield Flush(rank + 1, FORWARD)
+    for _ in range(micros):
+        if not last:
+            yield Receive(rank + 1, GRADIENT)
+        yield Compute(stage.backward)
+        if not first:
+            yield Send(rank - 1, stage.size, GRADIENT)
+    if not first:
+        yield Flush(rank - 1, GRADIENT)
+    yield Compute(stage.update)
+
+
+def one_f_one_b(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
+    """Backwards as soon as can be, so that no more micro-batches are alive than there are stages (arXiv:2006.15704).
+
+    What is sent and received at once is waited for together.
+    """
+    first, last, ahead = rank == 0, rank == count - 1, min(micros, count - rank)
+    for _ in range(ahead):
+        if not first:
+            yield Receive(rank - 1, FORWARD)
+        yield Compute(stage.forward)
+        if not last:
+            yield Flush(rank + 1, FORWARD)
+            yield Send(rank + 1, stage.size, FORWARD)
+    for n in range(micros):
+        if not last:
+            yield Receive(rank + 1, GRADIENT)
+            yield Flush(rank + 1, FORWARD)
+        yield Compute(stage.backward)
+        if not first:
+            yield Flush(rank - 1, GRADIENT)
+            yield Send(rank - 1, stage.size, GRADIENT)
+        if n < micros - ahead:
+            if not first:
+                yield Receive(rank - 1, FORWARD)
+                yield Flush(rank - 1, GRADIENT)
+            yield Compute(stage.forward)
+            if not last:
+                yield Send(rank + 1, stage.size, FORWARD)
+    if not first:
+        yield Flush(rank - 1, GRADIENT)
+    yield Compute(stage.update)
+
+
+def zero_bubble(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
+    """ZBV: two halves of a stage on every rank, in a V, and weights learn where a rank would wait (arXiv:2401.10241).
+
+    stage: both halves together.
+    """
+    for kind, half in zero_bubble_orders(count, micros)[rank]:
+        before, after = (rank - 1, rank + 1) if half == 0 else (rank + 1, rank - 1)
+        begins = rank == 0 if half == 0 else rank == count - 1  # else a message comes from another rank
+        ends = rank == count - 1 if half == 0 else rank == 0
+        if kind == "forward":
+            if not begins:
+                yield Receive(before, f"{FORWARD} {half}")
+            yield Compute(stage.forward / 2)
+            if not ends:
+                yield Send(after, stage.size, f"{FORWARD} {half}")
+        elif kind == "backward":
+            if not ends:
+                yield Receive(after, f"{GRADIENT} {half}")
+            yield Compute((stage.backward - stage.weights) / 2)
+            if not begins:
+                yield Send(before, stage.size, f"{GRADIENT} {half}")
+        else:
+            yield Compute(stage.weights / 2)
+    yield Compute(stage.update)
+
+
+@cache
+def zero_bubble_orders(count: int, micros: int) -> list[list[tuple[str, int]]]:
+    """What every rank does after what: (forward, backward or weights, which half).
+
+    Found by playing it in ticks, all three being equally long.  A rank takes what others wait for: backward if it can,
+    else forward, as long as no more than two micro-batches a rank are alive, else weights.
+    """
+    stages = 2 * count
+    place = [(n, 0) if n < count else (stages - 1 - n, 1) for n in range(stages)]
+    done: dict[str, list[int]] = {kind: [0] * stages for kind in ("forward", "backward", "weights")}
+    orders: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+    own = [[rank, stages - 1 - rank] for rank in range(count)]
+    while any(weights < micros for weights in done["weights"]):
+        before = {kind: list(found) for kind, found in done.items()}
+
+        for rank in range(count):
+            alive = sum(before["forward"][n] - before["backward"][n] for n in own[rank])
+            wanted = [("backward", n) for n in own[rank]]
+            if alive < stages:
+                wanted += [("forward", n) for n in reversed(own[rank])]
+            wanted += [("weights", n) for n in own[rank]]
+            found = next(((kind, n) for kind, n in wanted if _ready(before, kind, n, micros)), None)
+            if found:
+                kind, n = found
+                done[kind][n] += 1
+                orders[rank].append((kind, place[n][1]))
+    return orders
+
+
+def _ready(done: Mapping[str, Sequence[int]], kind: str, n: int, micros: int) -> bool:
+    """Whether a half stage, so many of which have done so many micro-batches, has another one to do."""
+    if kind == "forward":
+        return done[kind][n] < (done[kind][n - 1] if n else micros)
+    if kind == "backward":
+        given = done["forward"][n] if n == len(done[kind]) - 1 else done[kind][n + 1]
+        return done[kind][n] < min(given, done["forward"][n])
+    return done[kind][n] < done["backward"][n]
+
+
+class Copy(NamedTuple):
+    """A whole network, timed alone on a replica's share of the batch: seconds."""
+
+    forward: float
+    backward: float
+    update: float
+
+
+def data_parallel(copy: Copy, buckets: Sequence[int], rank: int, count: int) -> tuple[list[Action], list[Action]]:
+    """A replica, and what adds up its gradients meanwhile: processes `rank` and `count + rank` (arXiv:2006.15704).
+
+    buckets: bytes of the gradients that are added up at once, in the order in which backward reaches them, each after
+    as large a share of its time.
+    """
+    adding, total = count + rank, sum(buckets)
+    own: list[Action] = [Compute(copy.forward)]
+    for size in buckets:
+        own += [Compute(copy.backward * size / total), Send(adding, 0)]
+    own += [*repeat(Receive(adding), len(buckets)), Compute(copy.update)]
+    sums: list[Action] = []
+    for size in buckets:
+        sums += [Receive(rank), *_ring(size, rank, count), Send(rank, 0)]
+    return own, sums
+
+
+def local_steps(copy: Copy, size: int, every: int, rank: int, count: int) -> list[Action]:
+    """So many steps of a replica of its own, then the mean of all parameters (DiLoCo, arXiv:2311.08105).
+
+    size: bytes of all parameters.
+    """
+    step = Compute(copy.forward + copy.backward + copy.update)
+    return [*repeat(step, every), *_ring(size, rank, count, shift=0)]
+
+
+def _ring(size: int, rank: int, count: int, shift: int | None = None) -> Iterator[Action]:
+    """A sum over processes in a ring, each of which passes on a share of it 2 (count - 1) times."""
+    shift = count if shift is None else shift
+    for _ in range(2 * (count - 1)):
+        yield Send(shift + (rank + 1) % count, size // count)
+        yield Receive(shift + (rank - 1) % count)
