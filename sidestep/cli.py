@@ -29,6 +29,7 @@ from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
 from sidestep.models import MODELS
 from sidestep.parser import WIDTH, Args, Command, Result, parse
+from sidestep.placement import Placement
 from sidestep.studies import STUDIES, study_named
 
 ABOUT = "Train deep networks without a global backward pass: local objectives, audited isolation, strong baselines."
@@ -40,10 +41,10 @@ def train(args: Args) -> Result:
     config = args.resolve(args.words[0])
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
-    processes = args.ranks * args.replicas
-    if processes > 1 and "WORLD_SIZE" not in os.environ:  # which torchrun sets: then this is one of them
-        if args.ranks > config.blocks:
-            raise UsageError(f"got --ranks {args.ranks} for {config.blocks} blocks, expected at most one a block.")
+    placement = Placement(args.ranks or len(args.shares) or 1, args.replicas, args.shares)
+    launched = "WORLD_SIZE" in os.environ  # which torchrun sets: then this is one of them
+    if placement.processes > 1 and not launched:
+        placement.blocks(config.blocks)
         if config.accumulate % args.replicas:
             raise UsageError(
                 f"got --replicas {args.replicas} and accumulate={config.accumulate}, expected a multiple: replicas "
@@ -54,10 +55,10 @@ def train(args: Args) -> Result:
         from sidestep.launch import launch
 
         folder = [] if config.out else ["--out", str(named_by_time(config))]
-        raise SystemExit(launch(["train", *args.line, *folder], processes, args.max_restarts))
+        raise SystemExit(launch(["train", *args.line, *folder], placement.processes, args.max_restarts))
     from sidestep.train import run
 
-    return run(config, replicas=args.replicas)
+    return run(config, placement if placement.processes > 1 else None)
 
 
 def compare(args: Args) -> Result:
@@ -88,6 +89,19 @@ def audit(args: Args) -> Result:
     from sidestep.measure.isolation import run
 
     return run(config)
+
+
+def plan(args: Args) -> Result:
+    model, *_ = args.words
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    args.flags["model"] = model
+    config = args.resolve(args.method)
+    placement = Placement(args.ranks, shares=args.shares)
+    placement.blocks(config.blocks)
+    from sidestep.simulate.plan import run
+
+    return run(config, placement, args.memory, measure=args.measure)
 
 
 BENCH_FLAGS = {
@@ -200,6 +214,7 @@ def list_datasets(args: Args) -> Result:
 
 
 ALL = tuple(name for name in OPTIONS if name != "method")
+UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 
 def whole(text: str, least: int = 0) -> int:
@@ -212,6 +227,19 @@ def whole(text: str, least: int = 0) -> int:
 def count(text: str) -> int:
     """An integer of at least 1."""
     return whole(text, least=1)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Integers of at least 1, with commas between them."""
+    return tuple(count(part) for part in text.split(","))
+
+
+def size(text: str) -> int:
+    """Bytes, from a number and a unit of 1024."""
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number and a unit, such as 8GB or 500MB")
+    return round(positive(number) * UNITS[unit])
 
 
 def positive(text: str) -> float:
@@ -236,7 +264,6 @@ COMMANDS: dict[str, Command] = {
         extra={
             "--ranks": {
                 "type": count,
-                "default": 1,
                 "metavar": "N",
                 "help": "processes that share the blocks (default: 1)",
             },
@@ -245,6 +272,12 @@ COMMANDS: dict[str, Command] = {
                 "default": 1,
                 "metavar": "R",
                 "help": "processes for each rank's blocks, which share the micro-batches of --accumulate (default: 1)",
+            },
+            "--shares": {
+                "type": counts,
+                "default": (),
+                "metavar": "N,N,...",
+                "help": "how many blocks each rank has, as sidestep plan finds it (default: even)",
             },
             "--max-restarts": {
                 "type": whole,
@@ -278,6 +311,29 @@ COMMANDS: dict[str, Command] = {
         takes="METHOD",
         fields=SHARED,
         own_fields=True,
+    ),
+    "plan": Command(
+        plan,
+        "which blocks of a network go on which process, by time and memory",
+        "sidestep plan resmlp --blocks 16 --ranks 4 --memory 2GB",
+        takes="MODEL",
+        fields=tuple(name for name in SHARED if name != "model"),
+        extra={
+            "--ranks": {"type": count, "default": 2, "metavar": "N", "help": "processes (default: 2)"},
+            "--memory": {
+                "type": size,
+                "metavar": "SIZE",
+                "help": "the most that a process may need, such as 8GB or 500MB, in units of 1024",
+            },
+            "--shares": {
+                "type": counts,
+                "default": (),
+                "metavar": "N,N,...",
+                "help": "predict this placement, instead of looking for the best: how many blocks each rank has",
+            },
+            "--method": {"default": "sid", "metavar": "METHOD", "help": "what trains it (default: sid)"},
+            "--measure": {"action": "store_true", "help": "run it too, and show what it takes beside"},
+        },
     ),
     "bench": Command(
         bench,

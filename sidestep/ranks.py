@@ -20,6 +20,7 @@ from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError
+from sidestep.placement import Placement
 from sidestep.run import environment, fingerprint
 from sidestep.watch import Watch, die_with_parent
 
@@ -32,20 +33,15 @@ IDLE_TIMEOUT = timedelta(days=1)
 class Ranks:
     """This process among `count` of them; one alone has rank 0 and nobody to talk to.
 
-    replicas: so many in a row have the same blocks.  restarted: whether these came up because others before them had
-    failed.
+    placement: of all of them; replicas of a rank follow each other.  restarted: whether these came up because others
+    before them had failed.
     """
 
     def __init__(
-        self,
-        rank: int = 0,
-        count: int = 1,
-        *,
-        replicas: int = 1,
-        watch: Watch | None = None,
-        restarted: bool = False,
+        self, rank: int = 0, placement: Placement | None = None, *, watch: Watch | None = None, restarted: bool = False
     ) -> None:
-        self.rank, self.count, self.replicas, self.watch, self.restarted = rank, count, replicas, watch, restarted
+        self.placement = placement or Placement()
+        self.rank, self.count, self.watch, self.restarted = rank, self.placement.processes, watch, restarted
         self.wire: DistWire | None = None
 
     def told(self, find: Callable[[], T]) -> T:
@@ -70,13 +66,12 @@ class Ranks:
     def engine(self, assembly: Assembly) -> Streaming:
         """What trains this process's share of the blocks, on its share of the samples.
 
-        Raises UsageError where there are more of them than blocks, or than micro-batches for replicas; DataError where
-        this process would compute other bits.
+        Raises UsageError for a placement of other blocks, ValueError for micro-batches that replicas cannot share out,
+        DataError where this process would compute other bits.
         """
         if self.count == 1:
             return assembly.engine
-        stages = self.count // self.replicas
-        shares = shared_out(len(assembly.chain.blocks), stages)
+        shares = self.placement.blocks(len(assembly.chain.blocks))
         mine = checkpoint.as_read({**fingerprint(assembly), **environment(assembly)})
         first = self.told(lambda: mine)
         for key, expected, got in checkpoint.differences(first, mine):
@@ -84,11 +79,12 @@ class Ranks:
                 f"rank {self.rank} has {key} = {got}, expected {expected} as rank 0 has; start all of them alike."
             )
         run = bytes.fromhex(self.told(lambda: os.urandom(16).hex()))
-        mesh = init_device_mesh("cpu", (stages, self.replicas), mesh_dim_names=("blocks", "replicas"))
-        if stages > 1:
+        ranks, replicas = self.placement.ranks, self.placement.replicas
+        mesh = init_device_mesh("cpu", (ranks, replicas), mesh_dim_names=("blocks", "replicas"))
+        if ranks > 1:
             self.wire = DistWire(mesh.get_group("blocks"), shares, run, assembly.device)
-        same = Replicas(mesh.get_group("replicas")) if self.replicas > 1 else None
-        return assembly.engine.share(shares[self.rank // self.replicas], self.wire, same)
+        same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
+        return assembly.engine.share(shares[self.rank // replicas], self.wire, same)
 
     def close(self, reason: str | None = None) -> None:
         """Say goodbye to the others, and why, if it is before the run is over."""
@@ -104,20 +100,16 @@ class Ranks:
             self.watch.stop()
 
 
-def shared_out(blocks: int, ranks: int) -> list[range]:
-    """The blocks of every rank: consecutive ones, as equal in number as can be."""
-    if ranks > blocks:
-        raise UsageError(f"got {ranks} ranks for {blocks} blocks, expected at most one a block; give --ranks {blocks}.")
-    ends = [blocks * (rank + 1) // ranks for rank in range(ranks)]
-    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
 @contextmanager
-def joined(replicas: int = 1) -> Generator[Ranks]:
-    """This process's place, as torchrun's environment gives it; alone without one."""
+def joined(placement: Placement | None = None) -> Generator[Ranks]:
+    """This process's place, as torchrun's environment gives it; alone without one.
+
+    placement: of the processes that there are; None is a rank each.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count % replicas:
-        raise UsageError(f"got {count} processes and --replicas {replicas}, expected a multiple of the replicas.")
+    placement = placement or Placement(count)
+    if count != placement.processes:
+        raise UsageError(f"got {count} processes, expected {placement.processes}: ranks times replicas.")
     if count == 1:
         yield Ranks()
         return
@@ -133,7 +125,7 @@ def joined(replicas: int = 1) -> Generator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
     watch = Watch(meeting_point(count, opens=False), rank, count)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    ranks = Ranks(rank, count, replicas=replicas, watch=watch, restarted=restarted)
+    ranks = Ranks(rank, placement, watch=watch, restarted=restarted)
     try:
         yield ranks
     except BaseException as error:  # raised again: the others are to hear of it, be it a signal

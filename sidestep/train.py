@@ -31,6 +31,7 @@ from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
 from sidestep.measure.regression import deviations_of_the_answer
 from sidestep.measure.uncertainty import of_the_answer
+from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
 from sidestep.run import (
@@ -382,10 +383,10 @@ def check_selection(assembly: Assembly) -> None:
         raise UsageError("got select=best without validation samples; give --val-fraction above 0, or --select last.")
 
 
-def run(config: TrainConfig, *, replicas: int = 1, costs: bool = True) -> dict[str, object]:
+def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool = True) -> dict[str, object]:
     """One run in its folder: what `sidestep train` does.  Returns the summary, with a table for people as `text`.
 
-    replicas: how many of the processes that torchrun has started have the same blocks.
+    placement: on the processes that torchrun has started, of which this is one; None is a rank each.
 
     Raises SystemExit(143) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the run saved.
     """
@@ -393,7 +394,7 @@ def run(config: TrainConfig, *, replicas: int = 1, costs: bool = True) -> dict[s
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with on_signals(leave, signal.SIGTERM), joined(replicas) as ranks:
+    with on_signals(leave, signal.SIGTERM), joined(placement) as ranks:
         if ranks.restarted:
             config = replace(config, resume="last", overwrite=False)
         start = Start(*ranks.told(lambda: find_start(config)))

@@ -149,6 +149,21 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),
         ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
+            "train sid --shares 3,2",
+            "got --shares 3,2, expected 2 numbers of at least 1, one a rank, that add up to 4 blocks.",
+        ),
+        (
+            "train sid --shares 3,x",
+            "argument --shares: got 'x', expected an integer of at least 1; see sidestep train --help",
+        ),
+        ("plan mpl", "unknown model 'mpl'; did you mean 'mlp'?"),
+        ("plan mlp --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
+        (
+            "plan mlp --memory 8",
+            "argument --memory: got '8', expected a number and a unit, such as 8GB or 500MB; see sidestep plan --help",
+        ),
+        ("plan mlp --method sit", "unknown method 'sit'; did you mean 'sid'?"),
+        (
             "train sid --replicas 2 --accumulate 3 --batch-size 48",
             "got --replicas 2 and accumulate=3, expected a multiple: replicas share out the micro-batches of a step; "
             "give --accumulate 2.",
@@ -197,7 +212,7 @@ def test_train_gets_what_file_environment_and_flags_say(tmp_path: Path, monkeypa
         f"train sid --config {tmp_path / 'exp.toml'} --epochs 5 --alpha 0.7 --set model.depth=6 --no-nesterov --compile"
     )
     assert cli.main(line.split()) == 0
-    (((config,), _),) = calls
+    (((config, _), _),) = calls
     assert (config.epochs, config.lr, config.batch_size) == (5, 0.25, 7)
     assert (config.method_options["alpha"], config.model_options["depth"]) == (0.7, 6)
     assert (config.nesterov, config.compile) == (False, True)

@@ -89,9 +89,9 @@ def gone(processes: list[psutil.Process], seconds: float) -> bool:
 def test_they_leave_the_folder_of_one_and_another_number_goes_on_after_a_signal(
     straight: Path, tmp_path: Path, started: list[Launched]
 ) -> None:
-    """Two are stopped, four go on and are stopped, one ends it: parameters, metrics and numbers of one alone."""
+    """Two, unequal ones, are stopped, four go on and are stopped, one ends it: parameters and metrics of one alone."""
     out = tmp_path / "run"
-    first = start(started, ranks(2, out, *words(SLOW)))
+    first = start(started, ranks(2, out, "--shares", "3,1", *words(SLOW)))
     first.wait_for(out / "checkpoints" / "step-14")
     first.process.send_signal(signal.SIGTERM)
     code, _, err = first.end()

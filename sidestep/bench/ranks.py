@@ -24,7 +24,8 @@ from sidestep.errors import UsageError
 from sidestep.launch import spawn
 from sidestep.measure.cost import like
 from sidestep.measure.timing import interleaved, ratios
-from sidestep.ranks import Ranks, joined, shared_out
+from sidestep.placement import Placement
+from sidestep.ranks import Ranks, joined
 from sidestep.train import Trainer
 
 MICROBATCHES = (2, 4, 8, 16)
@@ -43,7 +44,7 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
     """
     if count == 1:
         raise UsageError("got one process, expected two or more to compare it with; give --ranks 2.")
-    shared_out(config.blocks, count)
+    Placement(count).blocks(config.blocks)
     found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
     if train:
         assembly = assemble(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
@@ -121,20 +121,28 @@ def cut(
     return CutPlan(blocks, balance, at)(model, sample)
 
 
-def partition(costs: Sequence[int], blocks: int) -> tuple[int, ...]:
+def partition(
+    costs: Sequence[int], blocks: int, fits: Callable[[int, int], bool] = lambda i, j: True
+) -> tuple[int, ...]:
     """Where parts 1, 2, ... begin when `costs` is cut into `blocks` contiguous, non-empty parts.
 
     Of all cuts the one whose dearest part is cheapest; then of least sum of squares; then with the latest cuts, the
-    first cut deciding first.
+    first cut deciding first.  fits: whether costs[i:j] may be a part; raises ValueError where no cut is left.
     """
     n, total = len(costs), [0, *accumulate(costs)]
-    worst: list[float] = [total[n] - total[i] for i in range(n)]  # of the best cut of costs[i:]
+
+    def part(i: int, j: int) -> float:
+        return total[j] - total[i] if fits(i, j) else inf
+
+    worst = [part(i, n) for i in range(n)]  # of the best cut of costs[i:]
     for _ in range(blocks - 1):
-        worst = [min((max(total[j] - total[i], worst[j]) for j in range(i + 1, n)), default=inf) for i in range(n)]
+        worst = [min((max(part(i, j), worst[j]) for j in range(i + 1, n)), default=inf) for i in range(n)]
     limit = worst[0]
+    if limit == inf:
+        raise ValueError(f"got {n} costs, expected a cut into {blocks} parts that fit.")
 
     def square(i: int, j: int) -> float:
-        return (total[j] - total[i]) ** 2 if total[j] - total[i] <= limit else inf
+        return part(i, j) ** 2 if part(i, j) <= limit else inf
 
     best: list[tuple[float, tuple[int, ...]]] = [(square(i, n), ()) for i in range(n)]  # cuts negated: later is less
     for _ in range(blocks - 1):

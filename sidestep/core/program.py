@@ -140,11 +140,13 @@ class Derived:
     def peak(self, weight: Mapping[CellId, float]) -> float:
         """The most bytes alive at once, if a cell leaves `weight` bytes behind (a graph, or what it keeps).
 
-        What a cell leaves lives to its block's last cell.
+        What a cell leaves lives to its block's last cell.  Cells that are not there are another process's.
         """
         alive: dict[int, float] = {}
         most = 0.0
         for i, n in plan(self.program, self.count):
+            if (i, n) not in weight:
+                continue
             alive[n] = alive.get(n, 0.0) + weight[i, n]
             most = max(most, sum(alive.values()))
             if i == self.last_pass:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -22,11 +22,11 @@ def message_bytes(message: Message) -> int:
     return sum(m.numel() * m.element_size() for m in message)
 
 
-def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
+def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """Run the program's cells once, and note what each block's graph and each message weighs.
 
-    Returns bytes per block of what its cells leave behind (`graph`), bytes over each cut `up` and `down`, of the hub's
-    graph and output, and the peak that the program derives from them.
+    Returns bytes of what cells leave behind (`cells`), and those of a block (`graph`), bytes over each cut `up` and
+    `down`, of the hub's graph and output, and the peak that the program derives from them.
     """
     chain, context, method = engine.chain, engine.context, engine.method
     x, y = batch
@@ -66,6 +66,7 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     for parameter in parameters:
         parameter.grad = None
     return {
+        "cells": weight,
         "graph": [sum(bytes for (_, m), bytes in weight.items() if m == n) for n in range(count)],
         "up": up,
         "down": down,
@@ -81,9 +82,7 @@ def describe(assembly: Assembly) -> dict[str, object]:
     x, y = assembly.batches(0)
     found = walk(engine, (x, y))
     derived = engine.derived
-    up, down, hub = found["up"], found["down"], found["hub_message"]
-    assert isinstance(up, list) and isinstance(down, list) and isinstance(hub, int)
-    to_hub = hub * config.blocks
+    to_hub = found["hub_message"] * config.blocks
     return {
         "method": config.method,
         "reference": assembly.method.reference,
@@ -97,8 +96,8 @@ def describe(assembly: Assembly) -> dict[str, object]:
         "shared": assembly.chain.hub is not None and derived.hub_trained,
         "locks": derived.locks,
         "depends_on_later": [derived.depends(n) for n in range(config.blocks)],
-        "bytes_up": sum(up),
-        "bytes_down": sum(down),
+        "bytes_up": sum(found["up"]),
+        "bytes_down": sum(found["down"]),
         "bytes_shared_out": to_hub,
         "bytes_shared_back": to_hub if derived.hub_trained else 0,
         "block_graph_bytes": found["graph"],

@@ -85,6 +85,29 @@ def test_partition_is_the_best_of_all_cuts(data: st.DataObject, costs: list[int]
     assert partition(costs, blocks) == min(combinations(range(1, len(costs)), blocks - 1), key=key)
 
 
+@given(st.data(), st.lists(st.integers(0, 12), min_size=1, max_size=7), st.lists(st.integers(0, 4), min_size=7))
+def test_partition_into_parts_that_fit(data: st.DataObject, costs: list[int], sizes: list[int]) -> None:
+    """The best of those cuts that leave no part above a size, or an error where there is none."""
+    blocks, limit = data.draw(st.integers(1, len(costs))), data.draw(st.integers(0, 12))
+
+    def fits(i: int, j: int) -> bool:
+        return sum(sizes[i:j]) <= limit
+
+    def parts(cuts: tuple[int, ...]) -> list[tuple[int, int]]:
+        return list(pairwise([0, *cuts, len(costs)]))
+
+    def key(cuts: tuple[int, ...]) -> tuple[int, int, list[int]]:
+        sums = [sum(costs[a:b]) for a, b in parts(cuts)]
+        return max(sums), sum(part * part for part in sums), [-c for c in cuts]
+
+    able = [c for c in combinations(range(1, len(costs)), blocks - 1) if all(fits(*part) for part in parts(c))]
+    if able:
+        assert partition(costs, blocks, fits) == min(able, key=key)
+    else:
+        with pytest.raises(ValueError, match="expected a cut into"):
+            partition(costs, blocks, fits)
+
+
 def test_eight_equal_layers_are_cut_in_pairs() -> None:
     slices = cut(build("mlp", (1, 8, 8), 10), 4, sample=torch.zeros(2, 1, 8, 8))
     assert slices.at == ("layer2", "layer4", "layer6")

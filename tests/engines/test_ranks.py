@@ -21,7 +21,8 @@ from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.ranks import shared_out
+from sidestep.errors import UsageError
+from sidestep.placement import Placement
 from tests.conftest import CASES, Case, adam, engine_for, sgd, some_batch
 
 STEPS = 50
@@ -59,7 +60,7 @@ def work(rank: int, stages: int, replicas: int, accumulate: int, folder: str) ->
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=stages * replicas)
     mesh = init_device_mesh("cpu", (stages, replicas), mesh_dim_names=("blocks", "replicas"))
-    shares = shared_out(BLOCKS, stages)
+    shares = Placement(stages).blocks(BLOCKS)
     stage, replica = divmod(rank, replicas)
     digests: dict[str, tuple[str, str]] = {}
     for case in CASES:
@@ -109,8 +110,12 @@ def test_two_replicas_of_two_ranks_learn_what_one_process_learns_from_two_micro_
 
 
 def test_blocks_are_shared_out_in_order_and_evenly() -> None:
-    assert shared_out(4, 2) == [range(2), range(2, 4)]
-    assert shared_out(5, 3) == [range(1), range(1, 3), range(3, 5)]
-    assert shared_out(3, 1) == [range(3)]
-    with pytest.raises(ValueError, match="got 3 ranks for 2 blocks, expected at most one a block; give --ranks 2"):
-        shared_out(2, 3)
+    assert Placement(2).blocks(4) == [range(2), range(2, 4)]
+    assert Placement(3).blocks(5) == [range(1), range(1, 3), range(3, 5)]
+    assert Placement(1).blocks(3) == [range(3)]
+    assert Placement(2, shares=(3, 1)).blocks(4) == [range(3), range(3, 4)]
+    with pytest.raises(UsageError, match="got --ranks 3 for 2 blocks, expected at most one a block"):
+        Placement(3).blocks(2)
+    for shares in ((4,), (2, 1), (4, 0)):
+        with pytest.raises(UsageError, match="expected 2 numbers of at least 1, one a rank, that add up to 4 blocks"):
+            Placement(2, shares=shares).blocks(4)

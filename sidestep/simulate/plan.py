@@ -1,0 +1,197 @@
+"""Which blocks go on which process: the fastest placement that fits, what it will take, and what it takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sidestep.assemble import assemble
+from sidestep.config import TrainConfig, from_toml, to_toml
+from sidestep.core.cut import partition
+from sidestep.engines.dist_wire import WINDOW
+from sidestep.engines.streaming import Streaming
+from sidestep.errors import DataError
+from sidestep.launch import spawn
+from sidestep.measure.describe import walk
+from sidestep.measure.memory import MB, activation_bytes
+from sidestep.placement import Placement
+from sidestep.ranks import joined
+from sidestep.simulate import links
+from sidestep.simulate.machine import Compute, Machine, simulate
+from sidestep.simulate.trace import Trace, repeated, step_seconds, traced
+
+TRACED = 10
+"""Steps in which blocks are timed alone, after two that are not."""
+STEPS, FILLED = 30, 10
+"""Of a simulation, and of a turn that is measured; and those of them until whoever may run ahead does."""
+TURNS = 5
+
+
+class Weights:
+    """What blocks need of memory, in bytes, for any share of them."""
+
+    def __init__(self, engine: Streaming, batch: tuple[Tensor, Tensor]) -> None:
+        walked = walk(engine, batch)
+        self.derived, self.cells, self.hub = engine.derived, walked["cells"], walked["hub"]
+        self.up, self.down = [0, *walked["up"], 0], [0, *walked["down"], 0]
+        self.kept: dict[str, int] = {}
+        for name, value in engine.state_dict().items():
+            part = name.partition("/")[0]
+            self.kept[part] = self.kept.get(part, 0) + value.nbytes
+        self.gradients = {
+            part: sum(p.nbytes for p in module.parameters() if p.requires_grad) for part, module in engine.chain.parts()
+        }
+        self.together = engine.rule.clip is not None and engine.derived.gradients_cross
+
+    def graphs(self, own: range) -> int:
+        """Activations alive at once."""
+        graphs = self.derived.peak({cell: weight for cell, weight in self.cells.items() if cell[1] in own})
+        # Where the block before is elsewhere, nobody else keeps the message that a gradient is wanted of.
+        received = self.up[own.start] if self.derived.gradients_cross else 0
+        return round(graphs + received + (self.hub if 0 in own else 0))
+
+    def of(self, own: range) -> int:
+        """All of it: beside activations, parameters and optimizer state, gradients, and messages on their way."""
+        parts = [f"blocks.{n}" for n in own] + (["hub"] if 0 in own and "hub" in self.kept else [])
+        gradients = [self.gradients[part] for part in parts]
+        messages = sum(found[n] for found in (self.up, self.down) for n in (own.start, own.stop))
+        kept = sum(self.kept[part] for part in parts) + (sum(gradients) if self.together else max(gradients))
+        return kept + self.graphs(own) + WINDOW * messages
+
+
+def run(config: TrainConfig, placement: Placement, memory: int | None, *, measure: bool = False) -> dict[str, Any]:
+    """What `sidestep plan MODEL` prints.
+
+    memory: the most bytes that a process may need; None is any.  Raises DataError where no placement fits.
+    """
+    assembly = assemble(config)
+    batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(TRACED + 2)]
+    count = len(assembly.chain.blocks)
+    alone = traced(assembly.engine, [range(n, n + 1) for n in range(count)], batches)
+    seconds = [busy(trace) for trace in alone]
+    assembly.engine.step(batches[0])  # optimizer state is made by the first
+    weights = Weights(assembly.engine, batches[0])
+    if not placement.shares:
+        placement = fastest(seconds, weights, placement.ranks, memory)
+    shares = placement.blocks(count)
+    traces = traced(assembly.engine, shares, batches)
+    wire = links.measured().wire if len(shares) > 1 else links.Link()
+    machine = Machine(max(1, (os.cpu_count() or 1) // torch.get_num_threads()))
+    marks = simulate([repeated(trace, STEPS) for trace in traces], lambda a, b: wire, [machine], [0] * len(shares))
+    needed = [weights.of(own) for own in shares]
+    found: dict[str, Any] = {
+        "method": config.method,
+        "model": config.model,
+        "data": config.data,
+        "batch_size": config.batch_size,
+        "precision": assembly.config.precision,
+        "ranks": len(shares),
+        "shares": [len(own) for own in shares],
+        "block_ms": [1000 * s for s in seconds],
+        "rank_ms": [1000 * busy(trace) for trace in traces],
+        "memory_mb": [bytes / MB for bytes in needed],
+        "activations_mb": [weights.graphs(own) / MB for own in shares],
+        "fits": memory is None or max(needed) <= memory,
+        "one_process_ms": 1000 * sum(seconds),
+        "step_ms": 1000 * step_seconds(marks, FILLED),
+        "waits": assembly.engine.derived.locks["update"],
+    }
+    if measure:
+        numbers = ",".join(map(str, found["shares"]))
+        found["measured"] = spawn(len(shares), config.threads, measured, to_toml(config), numbers)
+    return found | {"text": plan_text(found)}
+
+
+def busy(trace: Trace) -> float:
+    """Seconds that a rank computes in a step."""
+    return sum(action.seconds for action in trace if isinstance(action, Compute))
+
+
+def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int | None) -> Placement:
+    """The placement whose busiest rank is least busy, of those that fit."""
+    count = len(seconds)
+
+    def fits(i: int, j: int) -> bool:
+        return memory is None or weights.of(range(i, j)) <= memory
+
+    try:
+        starts = partition([round(1e9 * s) for s in seconds], ranks, fits)
+    except ValueError:
+        most = max(range(count), key=lambda n: weights.of(range(n, n + 1)))
+        least = weights.of(range(most, most + 1))
+        asked = f"got --memory of {(memory or 0) / MB:.0f} MB for {count} blocks on {ranks} ranks"
+        if memory is not None and least > memory:
+            raise DataError(
+                f"{asked}, but block {most} alone needs {least / MB:.0f} MB; cut into more blocks, or make it smaller."
+            ) from None
+        raise DataError(f"{asked}, which no placement fits; give more --ranks.") from None
+    return Placement(ranks, shares=tuple(b - a for a, b in pairwise([0, *starts, count])))
+
+
+def measured(config: str, shares: str) -> dict[str, Any]:
+    """In every process: the time of a step and what this one needs of memory; all of it at the first."""
+    assembly = assemble(from_toml(config))
+    numbers = tuple(map(int, shares.split(",")))
+    with joined(Placement(len(numbers), shares=numbers)) as ranks:
+        engine = ranks.engine(assembly)
+        batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(STEPS)]
+        engine.step(batches[0])  # optimizer state is made by the first
+        exclude = [t for _, m in engine.parts.named for t in (*m.parameters(), *m.buffers())]
+        with activation_bytes(exclude=exclude, device=assembly.device) as alive:
+            engine.step(batches[0])
+        times: list[float] = []
+        for _ in range(TURNS):
+            dist.barrier()
+            for batch in batches[:FILLED]:
+                engine.step(batch)
+            began = time.perf_counter()
+            for batch in batches[FILLED:]:
+                engine.step(batch)
+            times.append((time.perf_counter() - began) / (STEPS - FILLED))
+        seen = torch.zeros(ranks.count, TURNS + 1, dtype=torch.float64)
+        seen[ranks.rank] = torch.tensor([alive.peak / MB, *times])
+        dist.all_reduce(seen)
+        turns = sorted(1000 * seen[:, 1:].amax(0))
+        return {
+            "step_ms": turns[TURNS // 2].item(),
+            "step_ms_low": turns[0].item(),
+            "step_ms_high": turns[-1].item(),
+            "activations_mb": seen[:, 0].tolist(),
+        }
+
+
+def plan_text(found: Mapping[str, Any]) -> str:
+    measured = found.get("measured")
+    head = f"{'rank':<6}{'blocks':>8}{'ms of work':>12}{'memory, MB':>12}{'of it activations':>19}"
+    lines = [
+        f"{found['method']} on {found['model']}, {found['data']}, batch {found['batch_size']}, {found['precision']}",
+        head + (f"{'measured':>12}" if measured else ""),
+    ]
+    start = 0
+    for n, share in enumerate(found["shares"]):
+        own = f"{start}" if share == 1 else f"{start}-{start + share - 1}"
+        line = f"{n:<6}{own:>8}{found['rank_ms'][n]:>12.1f}{found['memory_mb'][n]:>12.1f}"
+        line += f"{found['activations_mb'][n]:>19.1f}"
+        lines.append(line + (f"{measured['activations_mb'][n]:>12.1f}" if measured else ""))
+        start += share
+    lines += [
+        "",
+        f"a step in one process: {found['one_process_ms']:.1f} ms; predicted on these: {found['step_ms']:.1f} ms",
+    ]
+    if measured:
+        low, high = measured["step_ms_low"], measured["step_ms_high"]
+        lines.append(f"measured: {measured['step_ms']:.1f} ms ({low:.1f}..{high:.1f} in {TURNS} turns)")
+    if found["waits"]:
+        lines.append("Every step waits until all blocks are done, so ranks do not run ahead of each other.")
+    if not found["fits"]:
+        lines.append("A rank needs more memory than it may have.")
+    shares = ",".join(map(str, found["shares"]))
+    lines.append(f"train it with: --ranks {found['ranks']} --shares {shares}")
+    return "\n".join(lines)

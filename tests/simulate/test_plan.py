@@ -1,0 +1,67 @@
+"""`sidestep plan`: the placement it finds, and what it predicts beside what several processes measure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sidestep import cli
+from sidestep.errors import DataError
+from sidestep.methods.backprop import Backprop
+from sidestep.methods.local_ce import LocalCE
+from sidestep.simulate.plan import Weights, fastest
+from tests.conftest import adam, engine_for, some_batch
+
+
+def weights() -> Weights:
+    engine = engine_for(LocalCE(), rule=adam())
+    engine.step(some_batch())
+    return Weights(engine, some_batch())
+
+
+def test_the_busiest_rank_is_least_busy_and_moves_on_where_memory_ends() -> None:
+    found = weights()
+    times = [1.0, 1.0, 4.0]
+    assert fastest(times, found, 2, None).shares == (2, 1)
+    enough = max(found.of(range(3)), found.of(range(2)))
+    assert fastest(times, found, 2, enough).shares == (2, 1)
+    # One byte less than the first two blocks need: the second goes to the other rank, if that has room for two.
+    less = found.of(range(2)) - 1
+    if found.of(range(1, 3)) <= less:
+        assert fastest(times, found, 2, less).shares == (1, 2)
+    with pytest.raises(DataError, match=r"got --memory of 0 MB for 3 blocks on 2 ranks, but block \d alone needs"):
+        fastest(times, found, 2, 1)
+
+
+def test_what_a_share_needs_grows_with_it_and_a_local_methods_activations_do_not() -> None:
+    """A local block's graph is gone before the next one's; backprop keeps them all."""
+    engine = engine_for(LocalCE(), rule=adam())
+    engine.step(some_batch())
+    local = Weights(engine, some_batch())
+    state = sum(value.nbytes for value in engine.state_dict().values())
+    gradients = max(sum(p.nbytes for p in block.parameters()) for block in engine.chain.blocks)
+    steps = torch.tensor(0).nbytes  # the engine's own count, which is no block's
+    assert local.of(range(3)) == state - steps + gradients + local.graphs(range(3))
+    assert local.graphs(range(3)) == max(local.graphs(range(n, n + 1)) for n in range(3))
+    engine = engine_for(Backprop(), rule=adam())
+    engine.step(some_batch())
+    back = Weights(engine, some_batch())
+    assert back.graphs(range(3)) > max(back.graphs(range(n, n + 1)) for n in range(3))
+
+
+@pytest.mark.parametrize("method", ["sid", "backprop"])
+def test_activations_are_as_predicted_and_times_beside_those_measured(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"plan mlp --method {method} --ranks 2 --measure --threads 1 --precision fp32 --json"
+    assert cli.main(line.split()) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(found["shares"]) == len(found["block_ms"]) == 4
+    # Labels and targets, which all blocks hold, are counted at the first of them only.
+    assert found["activations_mb"] == pytest.approx(found["measured"]["activations_mb"], rel=0.02)
+    assert all(of <= whole for of, whole in zip(found["activations_mb"], found["memory_mb"], strict=True))
+    assert found["waits"] == (method == "backprop")
+    assert max(found["rank_ms"]) <= found["step_ms"] * 1.001
+    assert 0 < found["measured"]["step_ms_low"] <= found["measured"]["step_ms"] <= found["measured"]["step_ms_high"]
