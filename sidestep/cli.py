@@ -109,6 +109,7 @@ BENCH_FLAGS = {
     "memory": (),
     "stack": ("--steps",),
     "ranks": ("--steps", "--train", "--ranks"),
+    "scale": ("--steps", "--ranks"),
 }
 
 
@@ -129,6 +130,10 @@ def bench(args: Args) -> Result:
         from sidestep.bench.ranks import run as run_ranks
 
         return run_ranks(config, args.ranks or 2, rounds=args.steps or 14, train=args.train)
+    if kind == "scale":
+        from sidestep.bench.scale import run as run_scale
+
+        return run_scale(config, args.ranks or 2, rounds=args.steps or 14)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory
 
@@ -339,7 +344,7 @@ COMMANDS: dict[str, Command] = {
         bench,
         "speed or memory of a method beside plain autograd or pipelines",
         "sidestep bench step sid --model simplecnn --against reference",
-        takes="step|memory|stack|ranks [METHOD]",
+        takes="step|memory|stack|ranks|scale [METHOD]",
         fields=SHARED,
         own_fields=True,
         extra={
@@ -347,13 +352,13 @@ COMMANDS: dict[str, Command] = {
             "--steps": {
                 "type": count,
                 "metavar": "N",
-                "help": "how many are timed (step, stack: 20); ranks: turns of six (14)",
+                "help": "how many are timed (step, stack: 20); ranks, scale: turns of six (14)",
             },
             "--train": {
                 "action": "store_true",
                 "help": "train what is compared too: step against reference with 3 seeds, ranks with one",
             },
-            "--ranks": {"type": count, "metavar": "N", "help": "ranks: how many processes (default: 2)"},
+            "--ranks": {"type": count, "metavar": "N", "help": "ranks, scale: how many processes (default: 2)"},
         },
     ),
     "study": Command(

@@ -143,9 +143,9 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("bench step sidd", "unknown method 'sidd'; did you mean 'sid'?"),
         (
             "bench memory --steps 3",
-            "--steps is a flag of sidestep bench step, stack, ranks; leave it out of bench memory.",
+            "--steps is a flag of sidestep bench step, stack, ranks, scale; leave it out of bench memory.",
         ),
-        ("bench step --ranks 2", "--ranks is a flag of sidestep bench ranks; leave it out of bench step."),
+        ("bench step --ranks 2", "--ranks is a flag of sidestep bench ranks, scale; leave it out of bench step."),
         ("bench ranks --ranks 1", "got one process, expected two or more to compare it with; give --ranks 2."),
         ("train sid --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
@@ -393,7 +393,7 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import_module("sidestep.report.study")  # made of report.build, which is replaced now
     commands = ["train", "comparison", "evaluate", "report.build"]
-    for module in (*commands, "measure.describe", "measure.isolation", "bench.step"):
+    for module in (*commands, "measure.describe", "measure.isolation", "bench.step", "simulate.plan"):
         seen(monkeypatch, f"sidestep.{module}")
     install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0})
     assert cli.main(cli.COMMANDS[command].example.split()[1:]) == 0
