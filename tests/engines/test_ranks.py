@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from sidestep.core.cut import CutPlan
 from sidestep.core.method import Method
+from sidestep.core.task import Classification
 from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.errors import UsageError
+from sidestep.methods.local_ce import LocalCE
 from sidestep.placement import Placement
+from sidestep.ranks import world
 from tests.conftest import CASES, Case, adam, engine_for, sgd, some_batch
 
 STEPS = 50
@@ -107,6 +113,40 @@ def test_two_replicas_of_two_ranks_learn_what_one_process_learns_from_two_micro_
     assert {case: learnt for case, (_, learnt) in first.items()} == {
         case: learnt for case, (_, learnt) in alone.items()
     }
+
+
+def run_beside_a_slow_one(rank: int, folder: str) -> None:
+    """Two thousand steps of two equal blocks, the second of which takes ten times as long; its memory on the way."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    x, y = torch.randn(128, 128), torch.randint(5, (128,))
+    method, task = LocalCE(), Classification(5, x[:2])
+    network = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 5))
+    wire = DistWire(world(), [range(1), range(1, 2)], bytes(16))
+    chain = method.build(network, task, CutPlan(2))
+    engine = Streaming(method, chain, task, sgd(), own=range(rank, rank + 1), wire=wire)
+    resident: list[int] = []
+    for step in range(1, 2001):
+        began = time.thread_time()
+        engine.step((x, y))
+        if rank == 1:
+            time.sleep(9 * (time.thread_time() - began))
+        if step in (200, 2000):
+            resident.append(psutil.Process().memory_info().rss)
+    wire.close()
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(resident))
+    dist.destroy_process_group()
+
+
+def test_a_rank_that_runs_ahead_of_a_slow_one_does_not_fill_its_memory(
+    tmp_path: Path, figure: Callable[[str, float], None]
+) -> None:
+    """Else nearly all that two thousand steps send, 130 MB, would wait there."""
+    mp.spawn(run_beside_a_slow_one, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        early, late = json.loads((tmp_path / f"{rank}.json").read_text())
+        figure("memory of a rank after 2,000 steps beside a slow one, over that after 200", late / early)
+        assert late <= 1.02 * early
 
 
 def test_blocks_are_shared_out_in_order_and_evenly() -> None:
