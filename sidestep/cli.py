@@ -109,7 +109,7 @@ BENCH_FLAGS = {
     "memory": (),
     "stack": ("--steps",),
     "ranks": ("--steps", "--train", "--ranks"),
-    "scale": ("--steps", "--ranks"),
+    "scale": ("--steps", "--ranks", "--machines"),
 }
 
 
@@ -118,6 +118,7 @@ def bench(args: Args) -> Result:
     if kind not in BENCH_FLAGS:
         raise unknown("bench", kind, BENCH_FLAGS)
     given = {"--against": args.against, "--steps": args.steps, "--train": args.train, "--ranks": args.ranks}
+    given["--machines"] = args.machines
     if wrong := [flag for flag, value in given.items() if value and flag not in BENCH_FLAGS[kind]]:
         kinds = ", ".join(k for k, flags in BENCH_FLAGS.items() if wrong[0] in flags)
         raise UsageError(f"{wrong[0]} is a flag of sidestep bench {kinds}; leave it out of bench {kind}.")
@@ -131,8 +132,11 @@ def bench(args: Args) -> Result:
 
         return run_ranks(config, args.ranks or 2, rounds=args.steps or 14, train=args.train)
     if kind == "scale":
+        from sidestep.bench.scale import far
         from sidestep.bench.scale import run as run_scale
 
+        if args.machines:
+            return far(config, args.machines)
         return run_scale(config, args.ranks or 2, rounds=args.steps or 14)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory
@@ -357,6 +361,11 @@ COMMANDS: dict[str, Command] = {
             "--train": {
                 "action": "store_true",
                 "help": "train what is compared too: step against reference with 3 seeds, ranks with one",
+            },
+            "--machines": {
+                "type": count,
+                "metavar": "N",
+                "help": "scale: run no processes, but go on from one block to so many machines, such as 1024",
             },
             "--ranks": {"type": count, "metavar": "N", "help": "ranks, scale: how many processes (default: 2)"},
         },

@@ -24,8 +24,8 @@ from sidestep.measure.memory import MB, activation_bytes
 from sidestep.placement import Placement
 from sidestep.ranks import joined
 from sidestep.simulate import links
-from sidestep.simulate.machine import Compute, Machine, simulate
-from sidestep.simulate.trace import Trace, repeated, step_seconds, traced
+from sidestep.simulate.machine import Machine, simulate
+from sidestep.simulate.trace import busy, repeated, step_seconds, traced
 
 TRACED = 10
 """Steps in which blocks are timed alone, after two that are not."""
@@ -107,11 +107,6 @@ def run(config: TrainConfig, placement: Placement, memory: int | None, *, measur
         numbers = ",".join(map(str, found["shares"]))
         found["measured"] = spawn(len(shares), config.threads, measured, to_toml(config), numbers)
     return found | {"text": plan_text(found)}
-
-
-def busy(trace: Trace) -> float:
-    """Seconds that a rank computes in a step."""
-    return sum(action.seconds for action in trace if isinstance(action, Compute))
 
 
 def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int | None) -> Placement:

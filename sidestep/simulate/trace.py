@@ -96,6 +96,11 @@ def median(traces: Sequence[Trace]) -> Trace:
     return found
 
 
+def busy(trace: Trace) -> float:
+    """Seconds that a rank computes in a step."""
+    return sum(action.seconds for action in trace if isinstance(action, Compute))
+
+
 def repeated(trace: Trace, steps: int) -> Iterator[Action]:
     """So many steps, with a mark after each."""
     for _ in range(steps):

@@ -28,6 +28,7 @@ STUDIES: dict[str, str] = {
     "bll-autoencoder": "how far the deviations of an autoencoder can be trusted that learns block by block",
     "bll-sequences": "whether credit passes between blocks that learn by themselves, on pointers and characters",
     "engines": "what it is worth that blocks wait for nobody, or are equal: ranks and stacks beside their rivals",
+    "scale": "whether a simulation predicts real processes, and what it says of many machines",
     "gpu-core": "ResNet-18 near its best, and cost over depth, eager and compiled",
 }
 

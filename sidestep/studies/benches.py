@@ -127,17 +127,20 @@ def over_depth(
 
 
 def taken(rows: Sequence[Row]) -> str:
-    """Where the benches among these rows were taken, and what they are worth; empty where there are none."""
-    places = dict.fromkeys(
+    """What benches of step time and memory are worth, and where they were taken; empty where there are none."""
+    benched = places(rows)
+    return benched and (
+        "Times are medians of steps taken in turn with plain backprop’s, quartiles in brackets; they hold for a "
+        "machine with nothing else to do, and one taken beside other work is not to be believed. Memory is what a step "
+        f"needs beside parameters and optimizer state; on a GPU gradients and workspaces count. {benched}"
+    )
+
+
+def places(rows: Sequence[Row]) -> str:
+    """On what the benches among these rows were taken; empty where there are none."""
+    found = dict.fromkeys(
         f"{row['device']} ({row['precision']}, threads: {row['threads']}, torch {row['torch']}, commit {row['commit']})"
         for row in rows
         if "rows" in row
     )
-    if not places:
-        return ""
-    return (
-        "Times are medians of steps taken in turn with plain backprop’s, quartiles in brackets; they hold for a "
-        "machine with nothing else to do, and one taken beside other work is not to be believed. Memory is what a step "
-        "needs beside parameters and optimizer state; on a GPU gradients and workspaces count. Benched on "
-        f"{'; '.join(places)}."
-    )
+    return f"Benched on {'; '.join(found)}." if found else ""

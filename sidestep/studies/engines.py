@@ -76,7 +76,7 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
         "machine; every time is over that of the same round, medians with quartiles, and each rival’s is its best "
         "number of micro-batches. Methods have different objectives: a step is not worth the same, so accuracies stand "
         "beside. All busy over one busy is what the same work takes when every process has it; 1 would be cores that "
-        f"do not share anything. {benches.taken(list(found.values()))}"
+        f"do not share anything. {benches.places(list(found.values()))}"
     )
     tables = [
         ("Step time of blocks in several processes", Table.of(list(found), columns, "method")),
@@ -117,7 +117,7 @@ def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
     told = [f"{name} {between(last[name], 'cascade_ratio')}" for name in engines]
     text = (
         "The cascade is what is left of a step without the extractor’s own forward, backward and update, in the same "
-        f"round and precision; the naive loop is the published form in float32. {benches.taken(list(found.values()))}"
+        f"round and precision; the naive loop is the published form in float32. {benches.places(list(found.values()))}"
     )
     title = "The cascade’s part of a step"
     figure = (f"{title}.", lines(f"{title}, over modules", drawn, "modules", "÷ the naive loop’s", log_x=True), "")

@@ -10,7 +10,7 @@ from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
 from sidestep.placement import Placement
 from sidestep.simulate.machine import Action, Compute, Link, Receive, Send, simulate
-from sidestep.simulate.trace import Trace, median, repeated, step_seconds, traced
+from sidestep.simulate.trace import Trace, busy, median, repeated, step_seconds, traced
 from tests.conftest import BLOCKS, CASES, Case, engine_for, some_batch
 
 SHARES = Placement(BLOCKS).blocks(BLOCKS)
@@ -19,10 +19,6 @@ BATCHES = [some_batch(n) for n in range(3)]
 
 def ways(trace: Trace) -> list[Action]:
     return [action for action in trace if not isinstance(action, Compute)]
-
-
-def busy(trace: Trace) -> float:
-    return sum(action.seconds for action in trace if isinstance(action, Compute))
 
 
 def test_messages_of_local_blocks_go_up_and_backprops_come_back() -> None:

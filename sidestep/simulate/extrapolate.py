@@ -1,0 +1,126 @@
+"""A chain of equal blocks on machines that nobody here has, and its rivals: extrapolation, from one block and one link.
+
+Every rank is a machine of its own, as fast as the one that was measured; a network of R ranks has R blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from .machine import Action, Compute, Link, Mark, Receive, Send, simulate
+from .rivals import Stage, one_f_one_b, zero_bubble
+from .trace import Trace, repeated, step_seconds
+
+STEPS, FILLED = 24, 12
+SYNCHRONISED_EVERY = 100
+"""Steps between two means of the parameters, for local steps (DiLoCo has 500, its successors fewer)."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one block does, timed alone.
+
+    trace: of a rank in the middle, `middle`, in a step of the method.  stages: under backpropagation, by micro-batches.
+    parameters: bytes.
+    """
+
+    trace: Trace
+    middle: int
+    stages: Mapping[int, Stage]
+    parameters: int
+
+
+def chain(block: Block, ranks: int, link: Link) -> float:
+    """Seconds of a step of the method."""
+    works = [repeated(list(shifted(block, rank, ranks)), STEPS) for rank in range(ranks)]
+    return step_seconds(simulate(works, lambda a, b: link), FILLED)
+
+
+def shifted(block: Block, rank: int, ranks: int) -> Iterator[Action]:
+    """What the block does where it is the one of `rank`; at the ends it has one neighbour."""
+    by = rank - block.middle
+    for action in block.trace:
+        if isinstance(action, Send) and 0 <= action.to + by < ranks:
+            yield Send(action.to + by, action.size)
+        elif isinstance(action, Receive) and 0 <= action.source + by < ranks:
+            yield Receive(action.source + by)
+        elif isinstance(action, Compute):
+            yield action
+
+
+def pipeline(
+    schedule: Callable[[Stage, int, int, int], Iterator[Action]], block: Block, ranks: int, link: Link, least: int = 1
+) -> float:
+    """Seconds of a step with the best number of micro-batches that was measured.
+
+    least: stages a rank has; torch's pipelines need a micro-batch for each.  Where fewer were measured it is the most.
+    """
+    found: list[float] = []
+    for micros, stage in block.stages.items():
+        if micros >= min(least * ranks, max(block.stages)):
+            works = [[*schedule(stage, rank, ranks, micros), Mark()] for rank in range(ranks)]
+            found.append(max(marks[0] for marks in simulate(works, lambda a, b: link)))
+    return min(found)
+
+
+def ring(size: float, ranks: int, link: Link) -> float:
+    """Seconds of a sum over all: 2 (R - 1) messages of an R-th of its bytes, one after the other."""
+    return 2 * (ranks - 1) * (link.start + size / ranks * link.byte + link.latency)
+
+
+def replica(block: Block, ranks: int, batch: int) -> tuple[float, float] | None:
+    """Seconds of forward, and of backward and update, of the whole network on a share of the batch; None without one.
+
+    A share that was not measured takes as long, by the sample, as the next smaller one that was.
+    """
+    share = batch / ranks
+    if share < 1:
+        return None
+    size, stage = next(
+        ((batch / m, stage) for m, stage in sorted(block.stages.items()) if batch / m <= share),
+        (batch / max(block.stages), block.stages[max(block.stages)]),
+    )
+    scale = ranks * share / size
+    return stage.forward * scale, stage.backward * scale + stage.update * ranks
+
+
+def data_parallel(block: Block, ranks: int, batch: int, link: Link) -> float | None:
+    """Seconds of a step whose gradients are added up while backward goes on."""
+    own = replica(block, ranks, batch)
+    return own and own[0] + max(own[1], ring(block.parameters * ranks, ranks, link))
+
+
+def local_steps(block: Block, ranks: int, batch: int, link: Link) -> float | None:
+    """Seconds of a step of DiLoCo, with its share of a mean of all parameters."""
+    own = replica(block, ranks, batch)
+    return own and sum(own) + ring(block.parameters * ranks, ranks, link) / SYNCHRONISED_EVERY
+
+
+def ways(block: Block, ranks: int, batch: int, link: Link) -> dict[str, float | None]:
+    """Seconds of a step, by what trains."""
+    return {
+        "blocks": chain(block, ranks, link),
+        "1F1B": pipeline(one_f_one_b, block, ranks, link),
+        "ZBV": pipeline(zero_bubble, block, ranks, link, least=2),
+        "data parallel": data_parallel(block, ranks, batch, link),
+        "DiLoCo": local_steps(block, ranks, batch, link),
+    }
+
+
+def goodput(ranks: int, life: float, save: float, restart: float) -> float:
+    """The share of time that goes into steps which are kept, where any machine's end makes all go back and start anew.
+
+    life: mean seconds that a machine lives, its end coming at random, but not in a restart.  save, restart: seconds of
+    each.  A checkpoint is saved as often as is best: work of T seconds and its saving take (M + restart) (e^((T + save)
+    / M) - 1) in the mean, M seconds being between two ends of any machine.
+    """
+    mean = life / ranks
+    best = 0.0
+    interval = save / 100
+    while interval < 20 * mean:
+        spent = (mean + restart) * math.expm1((interval + save) / mean)
+        best = max(best, interval / spent)
+        interval *= 1.05
+    return best

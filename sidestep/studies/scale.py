@@ -1,0 +1,257 @@
+"""Whether the simulation predicts real processes, and what it says of many machines: where going only forward loses.
+
+Validation: an MLP of eight layers on 2 and 4 processes of this machine.  Beyond: the same layer, one a machine, which
+nobody measured.  Accuracies: how many more epochs block-local learning needs on that network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sidestep.report.figures import Line, lines
+from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
+from sidestep.studies import benches
+from sidestep.studies.rows import pick
+from sidestep.studies.study import Grid, Machine, Row, Study
+
+QUESTION = "Does the simulation predict real processes, and what does it say of many machines?"
+BLOCKS, BACKPROP = "blocks", "backprop"
+CALLED = {
+    "blocks": "local CE in blocks",
+    "1F1B": "1F1B",
+    "ZBV": "ZBV",
+    "data parallel": "data parallel",
+    "DiLoCo": "DiLoCo",
+}
+"""The ways to train that a row has, and what they are called here."""
+ERROR = fixed(1, 100)
+TIMES = fixed(2)
+
+
+def page(rows: Sequence[Row]) -> Page:
+    needed = more_epochs(rows)
+    parts = [part for part in (validated(rows), beyond(rows, needed), accuracies(rows, needed), churn(rows)) if part]
+    answer = " ".join(text for text, _ in parts if text) or "Too little has run yet."
+    return Page(QUESTION, answer, [section for _, section in parts], rows)
+
+
+# ------------------------------------------------------------------ predicted beside measured
+
+
+def validated(rows: Sequence[Row]) -> tuple[str, Section] | None:
+    found = [row for row in pick(rows) if "cores" in row]
+    if not found:
+        return None
+    tables: list[tuple[str, Table]] = []
+    worst: dict[str, float] = {}
+    for row in found:
+        entries = row["rows"]
+        columns: list[Column] = [
+            ("measured, ms", [f"{significant(e['step_ms'])} ({ends(e)})" for e in entries]),
+            ("predicted, ms", [significant(e["predicted_ms"]) for e in entries]),
+            ("error, %", [ERROR(e["error"]) for e in entries]),
+        ]
+        table = Table.of([e["name"] for e in entries], columns, f"{row['ranks']} processes")
+        assert table is not None
+        tables.append((f"{row['labels']['network']}, {row['ranks']} processes on {row['cores']} cores", table))
+        for e in entries:
+            kind = kind_of(e["name"])
+            worst[kind] = max(worst.get(kind, 0.0), abs(e["error"]))
+    told = "; ".join(f"{kind} {ERROR(error)} %" for kind, error in worst.items())
+    within = [kind for kind, error in worst.items() if error <= 0.1]
+    answer = f"Largest error of a predicted step time: {told}. Within 10 %: {', '.join(within) or 'none'}."
+    text = (
+        "Predictions are made of blocks, stages and messages that were timed alone, before; nothing is fitted to "
+        "these runs. Beside them goes what the cores give when all are busy, from the same run. Every time is the "
+        f"mean of six steps that begin together. {benches.places(found)}"
+    )
+    return answer, Section("Predicted beside measured", text, tables, [])
+
+
+def ends(entry: Mapping[str, Any]) -> str:
+    return f"{significant(entry['step_ms_low'])}–{significant(entry['step_ms_high'])}"
+
+
+def kind_of(name: str) -> str:
+    """A way to train, without its number of micro-batches or processes."""
+    kind = name.partition(",")[0]
+    return "data parallel" if "data parallel" in name else kind
+
+
+# ------------------------------------------------------------------ extrapolation
+
+
+def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | None:
+    """What nobody measured; nothing before it was computed."""
+    found = [row for row in pick(rows) if "kept" in row]
+    if not found:
+        return None
+    entries: list[dict[str, Any]] = found[-1]["rows"]
+    tables: list[tuple[str, Table]] = []
+    lost: list[str] = []
+    for ranks in dict.fromkeys(e["ranks"] for e in entries):
+        own = [e for e in entries if e["ranks"] == ranks]
+        columns: list[Column] = [(called, [milliseconds(e[way]) for e in own]) for way, called in CALLED.items()]
+        rivals = [fastest(e) for e in own]
+        columns.append(
+            ("fastest rival ÷ blocks", [TIMES(e[way] / e[BLOCKS]) for e, way in zip(own, rivals, strict=True)])
+        )
+        columns.append(("which is", [CALLED[way] for way in rivals]))
+        table = Table.of([e["network"] for e in own], columns, "bandwidth, round trip")
+        assert table is not None
+        tables.append((f"{ranks:,} machines, ms a step: extrapolation", table))
+        lost += [
+            f"{ranks:,} machines at {e['network']} ({CALLED[way]}, {TIMES(e[way] / e[BLOCKS])})"
+            for e, way in zip(own, rivals, strict=True)
+            if e[way] / e[BLOCKS] < (needed or 1.0)
+        ]
+    network = "1 Gb/s, 20 ms"
+    drawn = [
+        Line(called, [e["ranks"] for e in own], [e[way] for e in own])
+        for way, called in CALLED.items()
+        if len(own := [e for e in entries if e["network"] == network and e[way] is not None]) > 1
+    ]
+    title = f"Step time over machines at {network} there and back, extrapolated"
+    figures = [(f"{title}.", lines(title, drawn, "machines", "ms a step", log_x=True, log_y=True), "")] if drawn else []
+    counted = "Counting only the time of a step" if needed is None else f"Counting {TIMES(needed)} times as many steps"
+    answer = (
+        f"{counted}, going only forward loses, by extrapolation, on {'; '.join(lost)}."
+        if lost
+        else f"{counted}, going only forward loses nowhere, by extrapolation."
+    )
+    row = found[-1]
+    text = (
+        f"Extrapolation from one block ({significant(row['block_ms'])} ms of work, {significant(row['message_kb'])} KB "
+        f"of messages, {significant(row['parameters_kb'])} KB of parameters), one a machine, so a network of as many "
+        "blocks. Whether a network of so many blocks learns at all block by block was not measured. Data parallel and "
+        "DiLoCo keep the whole network on every machine. A rival wins where its step takes less than those that it is "
+        "spared."
+    )
+    return answer, Section("Many machines: extrapolation", text, tables, figures)
+
+
+def milliseconds(value: float | None) -> str | None:
+    return "a sample is too few" if value is None else significant(value)
+
+
+def fastest(entry: Mapping[str, Any]) -> str:
+    """The fastest way but going only forward."""
+    return min((way for way in CALLED if way != BLOCKS and entry[way] is not None), key=lambda way: entry[way])
+
+
+# ------------------------------------------------------------------ accuracy
+
+
+def more_epochs(rows: Sequence[Row]) -> float | None:
+    """How many times as many epochs local learning needs for equal validation accuracy, in the mean of the seeds.
+
+    The accuracy is the highest that both reach.
+    """
+    local, back = (
+        {row["seed"]: row["curve"]["val_accuracy"] for row in pick(rows, arm=arm)} for arm in ("local CE", BACKPROP)
+    )
+    found: list[float] = []
+    for seed in local.keys() & back.keys():
+        target = min(max(local[seed]), max(back[seed]))
+        found.append(reached(local[seed], target) / reached(back[seed], target))
+    return sum(found) / len(found) if found else None
+
+
+def reached(curve: Sequence[float], target: float) -> float:
+    """The epochs until an accuracy, a straight line between two of them."""
+    n = next(k for k, value in enumerate(curve) if value >= target)
+    if n == 0:
+        return 1.0
+    return n + (target - curve[n - 1]) / (curve[n] - curve[n - 1])
+
+
+def accuracies(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | None:
+    if needed is None:
+        return None
+    arms = {arm: pick(rows, arm=arm) for arm in ("local CE", BACKPROP)}
+    curves = [
+        Line(
+            arm,
+            list(range(1, len(its[0]["curve"]["val_accuracy"]) + 1)),
+            [100 * v for v in its[0]["curve"]["val_accuracy"]],
+        )
+        for arm, its in arms.items()
+    ]
+    answer = (
+        f"To the highest validation accuracy that both reach, local CE takes {TIMES(needed)} times as many epochs as "
+        "backprop."
+    )
+    columns: list[Column] = [
+        ("seeds", [str(len(its)) for its in arms.values()]),
+        (
+            "best validation accuracy, %",
+            [", ".join(PERCENT(max(r["curve"]["val_accuracy"])) for r in its) for its in arms.values()],
+        ),
+    ]
+    table = Table.of(list(arms), columns, "method")
+    assert table is not None
+    text = "On the network that was measured, of eight blocks. Beyond that it is extrapolation too, and the bolder one."
+    figure = (
+        "Validation accuracy of the first seed.",
+        lines("validation accuracy over epochs", curves, "epoch", "%"),
+        "",
+    )
+    return answer, Section("Steps to equal accuracy", text, [("", table)], [figure])
+
+
+def churn(rows: Sequence[Row]) -> tuple[str, Section] | None:
+    found = [row for row in pick(rows) if "kept" in row]
+    if not found:
+        return None
+    entries: list[dict[str, Any]] = found[-1]["kept"]
+    lives = list(dict.fromkeys(e["life"] for e in entries))
+    machines = list(dict.fromkeys(e["ranks"] for e in entries))
+    share = {(e["ranks"], e["life"]): PERCENT(e["goodput"]) for e in entries}
+    columns: list[Column] = [(f"a machine lives {life}", [share[n, life] for n in machines]) for life in lives]
+    table = Table.of([f"{n:,}" for n in machines], columns, "machines")
+    assert table is not None
+    text = (
+        "The share of time, in %, that goes into steps which are kept, where the end of any machine makes all go back "
+        "to the last checkpoint, saved in 1 s as often as is best, and start anew in 8 s: so it is with this engine, "
+        "and with pipelines and data parallelism by torch. Replicas that go on without one of them, as DiLoCo allows, "
+        "lose less."
+    )
+    return "", Section("Machines that end: extrapolation", text, [("", table)], [])
+
+
+CHAIN = "--data mnist --model mlp --set model.depth=8 --precision fp32"
+ON: Mapping[Machine, int] = {"cpu": 1}
+NETWORKS = {
+    "width 1024, batch 512": f"{CHAIN} --set model.width=1024 --batch-size 512",
+    "width 512, batch 1024": f"{CHAIN} --set model.width=512 --batch-size 1024",
+}
+
+STUDY = Study(
+    QUESTION,
+    [
+        Grid(
+            {
+                "2 processes": "bench scale local_ce --ranks 2 --blocks 2",
+                "4 processes": "bench scale local_ce --ranks 4 --blocks 4",
+            },
+            variants={"network": NETWORKS},
+            seeds=ON,
+            smoke="--set model.width=16 --set batch_size=32 --steps 1",
+        ),
+        Grid(
+            {"many machines": "bench scale local_ce --machines 1024 --blocks 8"},
+            f"{CHAIN} --set model.width=1024 --batch-size 1024 --threads 1",
+            seeds=ON,
+            smoke="--set model.width=16 --set batch_size=32 --machines 8",
+        ),
+        Grid(
+            {"local CE": "train local_ce", BACKPROP: "train backprop"},
+            f"{CHAIN} --set model.width=1024 --batch-size 512 --blocks 8 --epochs 8",
+            seeds={"cpu": 3},
+            smoke="--set model.width=16",
+        ),
+    ],
+    page,
+)

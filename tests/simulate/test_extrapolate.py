@@ -1,0 +1,82 @@
+"""A chain of equal blocks on many machines, beside what can be worked out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sidestep.simulate.extrapolate import (
+    Block,
+    chain,
+    data_parallel,
+    goodput,
+    local_steps,
+    pipeline,
+    ring,
+    shifted,
+)
+from sidestep.simulate.machine import Action, Compute, Link, Mark, Receive, Send, simulate
+from sidestep.simulate.rivals import Copy, Stage, one_f_one_b
+from sidestep.simulate.rivals import local_steps as steps_of
+
+FORWARD: list[Action] = [Receive(0), Compute(1.0), Send(2, 100), Compute(2.0)]
+STAGES = {4: Stage(1.0, 2.0, 0.5, 25), 16: Stage(0.25, 0.5, 0.5, 7)}
+BLOCK = Block(FORWARD, 1, STAGES, parameters=1000)
+
+
+def test_a_block_at_an_end_has_one_neighbour() -> None:
+    assert list(shifted(BLOCK, 0, 5)) == [Compute(1.0), Send(1, 100), Compute(2.0)]
+    assert list(shifted(BLOCK, 3, 5)) == [Receive(2), Compute(1.0), Send(4, 100), Compute(2.0)]
+    assert list(shifted(BLOCK, 4, 5)) == [Receive(3), Compute(1.0), Compute(2.0)]
+
+
+@pytest.mark.parametrize("ranks", [3, 50])
+def test_a_chain_takes_its_work_or_its_messages_whatever_its_length(ranks: int) -> None:
+    """Latency is hidden as long as four messages on their way are enough."""
+    assert chain(BLOCK, ranks, Link(latency=10.0, window=4)) == pytest.approx(3.0)
+    assert chain(BLOCK, ranks, Link(latency=50.0, window=4)) == pytest.approx(50 / 4)
+    assert chain(BLOCK, ranks, Link(byte=0.07, window=4)) == pytest.approx(7.0)
+
+
+def test_a_pipeline_has_the_best_number_of_micro_batches() -> None:
+    """Sixteen of a quarter have the smaller bubble; where latency is long, four of one do not have it as often."""
+    assert pipeline(one_f_one_b, BLOCK, 3, Link()) == pytest.approx((16 + 2) * 0.75 + 0.5)
+    assert pipeline(one_f_one_b, BLOCK, 5, Link()) == pytest.approx((16 + 4) * 0.75 + 0.5)  # four are too few
+
+
+@pytest.mark.parametrize("ranks", [2, 5, 16])
+def test_a_ring_takes_what_its_simulation_takes(ranks: int) -> None:
+    link = Link(start=0.5, byte=0.01, latency=3.0)
+    works = [steps_of(Copy(0.0, 0.0, 0.0), 100 * ranks, 1, rank, ranks) for rank in range(ranks)]
+    found = simulate([[*work, Mark()] for work in works], lambda a, b: link)
+    assert max(marks[0] for marks in found) == pytest.approx(ring(100 * ranks, ranks, link))
+
+
+def test_a_replica_computes_the_whole_network_on_its_share() -> None:
+    """Of 32 samples two on each of 16: sixteen blocks, timed on two samples, and a sum of all parameters."""
+    compute, update = 16 * 0.25, 16 * (0.5 + 0.5)
+    assert data_parallel(BLOCK, 16, 32, Link()) == pytest.approx(compute + update)
+    slow = Link(byte=0.01)
+    adding = 2 * 15 * 1000 * 0.01
+    assert data_parallel(BLOCK, 16, 32, slow) == pytest.approx(compute + max(update, adding))
+    assert local_steps(BLOCK, 16, 32, slow) == pytest.approx(compute + update + adding / 100)
+    assert data_parallel(BLOCK, 64, 32, Link()) is None
+
+
+@pytest.mark.parametrize(("ranks", "life"), [(8, 3600.0), (64, 3600.0), (64, 600.0)])
+def test_the_share_of_time_that_is_kept_is_that_of_chance(ranks: int, life: float) -> None:
+    """Played with ends at random, saved as often as is best of a few; three standard errors are about a hundredth."""
+    dice, mean, save, restart = random.Random(0), life / ranks, 1.0, 8.0
+
+    def played(interval: float) -> float:
+        kept = spent = 0.0
+        while spent < 4000 * mean:
+            end = dice.expovariate(1 / mean)
+            while end >= interval + save:
+                kept, spent, end = kept + interval, spent + interval + save, end - interval - save
+            spent += end + restart
+        return kept / spent
+
+    best = max(played((2 * save * mean) ** 0.5 * factor) for factor in (0.7, 1.0, 1.4))
+    assert goodput(ranks, life, save, restart) == pytest.approx(best, abs=0.01)

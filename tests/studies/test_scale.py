@@ -1,0 +1,97 @@
+"""The page of `scale`, on rows by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidestep.studies.scale import more_epochs, page, reached
+from sidestep.studies.study import Row
+from tests.studies.made import PLACE
+from tests.studies.pages import columns
+
+MEASURED, MANY = "Predicted beside measured", "Many machines: extrapolation"
+
+
+def validated(error: float) -> Row:
+    def entry(name: str, error: float) -> dict[str, Any]:
+        return {"name": name, "step_ms": 100.0, "step_ms_low": 90.0, "step_ms_high": 110.0} | {
+            "predicted_ms": 100 * (1 + error),
+            "error": error,
+        }
+
+    entries = [entry("local_ce, 2 processes", -0.05), entry("GPipe, 2 micro-batches", 0.02)]
+    entries += [entry("GPipe, 4 micro-batches", error), entry("backprop, data parallel", 0.2)]
+    labels = {"arm": "2 processes", "network": "width 1024"}
+    return {"labels": labels, "command": "sidestep bench scale", "ranks": 2, "cores": 2, "rows": entries, **PLACE}
+
+
+def far(blocks: float) -> Row:
+    entries = [
+        {
+            "ranks": n,
+            "network": "1 Gb/s, 20 ms",
+            "blocks": blocks,
+            "1F1B": 300.0,
+            "ZBV": 400.0,
+            "data parallel": dp,
+            "DiLoCo": 200.0,
+        }
+        for n, dp in ((8, 100.0), (1024, None))
+    ]
+    kept = [{"ranks": n, "life": "1 h", "goodput": share} for n, share in ((8, 0.9), (1024, 0.125))]
+    found = {"rows": entries, "kept": kept, "block_ms": 36.0, "message_kb": 4096.0, "parameters_kb": 4100.0}
+    return {"labels": {"arm": "many machines"}, "command": "sidestep bench scale --machines", **found, **PLACE}
+
+
+def trained(arm: str, seed: int, curve: list[float]) -> Row:
+    return {
+        "labels": {"arm": arm},
+        "command": f"sidestep train {arm}",
+        "seed": seed,
+        "curve": {"val_accuracy": curve},
+        **PLACE,
+    }
+
+
+def test_the_largest_error_of_every_kind_stands_in_the_answer_and_who_is_within_a_tenth() -> None:
+    found = page([validated(-0.08)])
+    table = columns(found, MEASURED, "width 1024, 2 processes on 2 cores")
+    assert table["error, %"] == ["−5.0", "2.0", "−8.0", "20.0"] and table["predicted, ms"][0] == "95.0"
+    assert "local_ce 5.0 %; GPipe 8.0 %; data parallel 20.0 %. Within 10 %: local_ce, GPipe." in found.answer
+
+
+def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> None:
+    """Blocks of 60 ms a step beside 100 ms: ahead by steps, behind once twice as many are needed."""
+    fast = page([far(60.0)])
+    table = columns(fast, MANY, "8 machines, ms a step: extrapolation")
+    assert table["fastest rival ÷ blocks"] == ["1.67"] and table["which is"] == ["data parallel"]
+    other = columns(fast, MANY, "1,024 machines, ms a step: extrapolation")
+    assert other["data parallel"] == ["a sample is too few"] and other["which is"] == ["DiLoCo"]
+    assert "Counting only the time of a step, going only forward loses nowhere, by extrapolation." in fast.answer
+    curves = [trained("local CE", 0, [0.8, 0.85, 0.9, 0.95]), trained("backprop", 0, [0.9, 0.95, 0.97])]
+    counted = page([far(60.0), *curves])
+    assert (
+        "Counting 2.00 times as many steps, going only forward loses, by extrapolation, on 8 machines" in counted.answer
+    )
+    assert "1,024" not in counted.answer
+
+
+def test_epochs_to_equal_accuracy_are_those_to_the_highest_that_both_reach() -> None:
+    """Local CE ends at 0.95, which backprop passes in the middle of its second epoch; in the other seed both in one."""
+    rows = [trained("local CE", 0, [0.8, 0.85, 0.9, 0.95]), trained("backprop", 0, [0.93, 0.97])]
+    assert reached([0.93, 0.97], 0.95) == pytest.approx(1.5)
+    assert more_epochs(rows) == pytest.approx(4 / 1.5)
+    rows += [trained("local CE", 1, [0.9]), trained("backprop", 1, [0.9])]
+    assert more_epochs(rows) == pytest.approx((4 / 1.5 + 1) / 2)
+    assert more_epochs(rows[:1]) is None
+
+
+def test_what_is_kept_where_machines_end_stands_by_how_many_there_are() -> None:
+    table = columns(page([far(60.0)]), "Machines that end: extrapolation", "")
+    assert table["machines"] == ["8", "1,024"] and table["a machine lives 1 h"] == ["90.00", "12.50"]
+
+
+def test_before_anything_has_run_the_page_says_so() -> None:
+    assert page([]).answer == "Too little has run yet."
