@@ -101,6 +101,11 @@ def take_place(rank: int, count: int, port: int) -> None:
     os.environ.update({key: str(value) for key, value in place.items()})
 
 
+def threads_each(ranks: int) -> int:
+    """How many threads each of so many processes of this machine has, where nobody says."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // ranks)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -110,6 +115,6 @@ def prepare_environment(ranks: int) -> None:
     """What the workers inherit; nothing that the user has set is changed."""
     # A restarted group would read the addresses of the one before from a store that is shared with the agent.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(ranks)))
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

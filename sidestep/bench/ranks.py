@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -23,7 +22,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
 from sidestep.launch import spawn
 from sidestep.measure.cost import like
-from sidestep.measure.timing import interleaved, ratios
+from sidestep.measure.timing import interleaved, ratios, threads
 from sidestep.placement import Placement
 from sidestep.ranks import Ranks, joined
 from sidestep.train import Trainer
@@ -76,14 +75,17 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
         dist.barrier(group)
 
     steps: dict[str, Step | None] = {name: step if ranks.rank == 0 else None for name, step in single.items()}
-    work = calibration(assembly, ranks)
-    steps |= {**shared, ONE_BUSY: work if ranks.rank == 0 else None, ALL_BUSY: work}
+    steps |= shared
+    for micros in (1, *MICROBATCHES):
+        work = calibration(assembly, ranks, micros)
+        steps |= {f"{ONE_BUSY}, {micros}": work if ranks.rank == 0 else None, f"{ALL_BUSY}, {micros}": work}
     turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, 1, assembly.device)
     samples = {name: [ms / STEPS_A_TURN for ms in found] for name, found in turns.items()}
     rows = {row["name"]: row for row in rows_of(samples, ours, assembly.config.batch_size)}
-    calibrated = ratios(samples, ALL_BUSY, ONE_BUSY)
-    found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values()), "calibration": calibrated[0]}
-    found |= {"calibration_low": calibrated[1], "calibration_high": calibrated[2]}
+    found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values())}
+    calibrated = {m: ratios(samples, f"{ALL_BUSY}, {m}", f"{ONE_BUSY}, {m}") for m in (1, *MICROBATCHES)}
+    found["calibration"], found["calibration_low"], found["calibration_high"] = calibrated[1]
+    found["calibrations"] = {str(m): middle for m, (middle, _, _) in calibrated.items()}
     rivals_of = {"one_process": [alone], "ddp": ["backprop, data parallel"]}
     rivals_of |= {kind.lower(): [name for name in rows if name.startswith(kind)] for kind in SCHEDULES}
     for key, names in rivals_of.items():
@@ -162,24 +164,18 @@ def slices(assembly: Assembly, count: int) -> list[nn.Module]:
     return list(plan(copy.deepcopy(assembly.model), assembly.task.sample).nets)
 
 
-def calibration(assembly: Assembly, ranks: Ranks) -> Step:
-    """The same work on every process: what a machine's cores give when all are busy, beside one of them."""
+def calibration(assembly: Assembly, ranks: Ranks, micros: int) -> Step:
+    """The same work on every process: what a machine's cores give when all are busy, beside one of them.
+
+    It is a stage's, in so many micro-batches: small ones wait for memory, which cores share, more than they compute.
+    """
     first = slices(assembly, ranks.count)[0]
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
-        first(batch[0]).square().mean().backward()
+        for x in batch[0].chunk(micros):
+            first(x).square().mean().backward()
 
     return step
-
-
-@contextmanager
-def threads(count: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def accuracy(assembly: Assembly) -> float | None:

@@ -15,6 +15,8 @@ from sidestep.bench.step import circumstances
 from sidestep.config import TrainConfig
 from sidestep.engines.dist_wire import WINDOW
 from sidestep.errors import UsageError
+from sidestep.launch import threads_each
+from sidestep.measure.timing import threads
 from sidestep.placement import Placement
 from sidestep.simulate import links
 from sidestep.simulate.extrapolate import Block, goodput, ways
@@ -32,17 +34,20 @@ Predict = Callable[[Machine], float]
 def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     """What `sidestep bench scale` prints: every way to train in so many processes, as predicted and as measured.
 
-    All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy.
+    All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy, with
+    micro-batches of the same size.
     """
-    expected = predictions(assemble(config), count, links.measured())
+    assembly = assemble(config)
+    with threads(config.threads or threads_each(count)):
+        expected = predictions(assembly, count, links.measured())
     found = ranks.run(config, count, rounds=rounds)
     cores = max(1, (os.cpu_count() or 1) // found["threads"])
-    used = min(cores, count)
-    machine = Machine(cores, busy=max(1.0, found["calibration"] * used / count))
     rows: list[dict[str, Any]] = []
     for row in found["rows"]:
         if row["name"] in expected:
-            predicted = 1000 * expected[row["name"]](machine)
+            micros = row["name"].split(", ")[-1].partition(" micro-batches")[0]
+            slowed = found["calibrations"].get(micros, found["calibration"]) * min(cores, count) / count
+            predicted = 1000 * expected[row["name"]](Machine(cores, busy=max(1.0, slowed)))
             rows.append(row | {"predicted_ms": predicted, "error": predicted / row["step_ms"] - 1})
     found |= {"rows": rows, "cores": cores}
     return found | {"text": scale_table(found)}

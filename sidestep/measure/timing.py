@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,3 +76,14 @@ def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> tuple[
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     low, median, high = np.percentile(values, [25, 50, 75])
     return float(median), float(low), float(high)
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    """Compute with so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

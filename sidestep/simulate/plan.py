@@ -12,15 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sidestep.assemble import assemble
+from sidestep.assemble import Assembly, assemble
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import partition
 from sidestep.engines.dist_wire import WINDOW
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError
-from sidestep.launch import spawn
+from sidestep.launch import spawn, threads_each
 from sidestep.measure.describe import walk
 from sidestep.measure.memory import MB, activation_bytes
+from sidestep.measure.timing import threads
 from sidestep.placement import Placement
 from sidestep.ranks import joined
 from sidestep.simulate import links
@@ -72,6 +73,17 @@ def run(config: TrainConfig, placement: Placement, memory: int | None, *, measur
     memory: the most bytes that a process may need; None is any.  Raises DataError where no placement fits.
     """
     assembly = assemble(config)
+    with threads(config.threads or threads_each(placement.ranks)):
+        found = planned(assembly, placement, memory)
+    if measure:
+        numbers = ",".join(map(str, found["shares"]))
+        found["measured"] = spawn(len(found["shares"]), config.threads, measured, to_toml(config), numbers)
+    return found | {"text": plan_text(found)}
+
+
+def planned(assembly: Assembly, placement: Placement, memory: int | None) -> dict[str, Any]:
+    """What `run` returns, without what only running it tells."""
+    config = assembly.config
     batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(TRACED + 2)]
     count = len(assembly.chain.blocks)
     alone = traced(assembly.engine, [range(n, n + 1) for n in range(count)], batches)
@@ -86,7 +98,7 @@ def run(config: TrainConfig, placement: Placement, memory: int | None, *, measur
     machine = Machine(max(1, (os.cpu_count() or 1) // torch.get_num_threads()))
     marks = simulate([repeated(trace, STEPS) for trace in traces], lambda a, b: wire, [machine], [0] * len(shares))
     needed = [weights.of(own) for own in shares]
-    found: dict[str, Any] = {
+    return {
         "method": config.method,
         "model": config.model,
         "data": config.data,
@@ -103,10 +115,6 @@ def run(config: TrainConfig, placement: Placement, memory: int | None, *, measur
         "step_ms": 1000 * step_seconds(marks, FILLED),
         "waits": assembly.engine.derived.locks["update"],
     }
-    if measure:
-        numbers = ",".join(map(str, found["shares"]))
-        found["measured"] = spawn(len(shares), config.threads, measured, to_toml(config), numbers)
-    return found | {"text": plan_text(found)}
 
 
 def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int | None) -> Placement:

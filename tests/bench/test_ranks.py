@@ -69,7 +69,7 @@ def test_the_table_fits_a_terminal() -> None:
 
 
 def test_what_is_refused_in_the_processes_is_one_error_here() -> None:
-    with pytest.raises(UsageError, match="got 5 ranks for 4 blocks, expected at most one a block; give --ranks 4"):
+    with pytest.raises(UsageError, match="got --ranks 5 for 4 blocks, expected at most one a block"):
         ranks.run(resolve("local_ce", FLAGS), 5)
     with pytest.raises(UsageError, match="blocks"):  # more than the network has units, which only shows there
         ranks.run(resolve("local_ce", FLAGS | {"blocks": 64}), 2)
