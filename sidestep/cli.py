@@ -132,11 +132,12 @@ def bench(args: Args) -> Result:
 
         return run_ranks(config, args.ranks or 2, rounds=args.steps or 14, train=args.train)
     if kind == "scale":
-        from sidestep.bench.scale import far
+        if args.machines:
+            from sidestep.bench.machines import run as run_machines
+
+            return run_machines(config, args.machines)
         from sidestep.bench.scale import run as run_scale
 
-        if args.machines:
-            return far(config, args.machines)
         return run_scale(config, args.ranks or 2, rounds=args.steps or 14)
     if kind == "memory":
         from sidestep.bench.memory import run as run_memory

@@ -1,0 +1,90 @@
+"""Step times on many machines, which nobody here has: extrapolation from one block of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sidestep.assemble import assemble, optimizer_factory
+from sidestep.bench.ranks import BATCHES, slices
+from sidestep.bench.step import circumstances
+from sidestep.config import TrainConfig
+from sidestep.engines.dist_wire import WINDOW
+from sidestep.errors import UsageError
+from sidestep.placement import Placement
+from sidestep.simulate.extrapolate import Block, goodput, ways
+from sidestep.simulate.machine import Link, Send
+from sidestep.simulate.stages import stages_alone
+from sidestep.simulate.trace import Trace, busy, traced
+
+RANKS = (8, 64, 256, 1024)
+NETWORKS = {
+    f"{name}, {rtt} ms": Link(byte=8 / bits, latency=rtt / 2000, window=WINDOW)
+    for name, bits in (("100 Mb/s", 1e8), ("1 Gb/s", 1e9), ("10 Gb/s", 1e10))
+    for rtt in (1, 20, 100)
+}
+"""Bandwidth, and the time of a way there and back."""
+MICROS = (4, 16, 64, 256)
+LIVES = {"10 min": 600.0, "1 h": 3600.0, "6 h": 21600.0, "1 week": 604800.0}
+SAVE, RESTART = 1.0, 8.0
+"""Seconds: a checkpoint of a rank's blocks, and from the end of a rank to the next step (docs/reliability.md)."""
+
+
+def run(config: TrainConfig, most: int) -> dict[str, Any]:
+    """What `sidestep bench scale --machines` prints: extrapolation to many machines, from one block of this one.
+
+    most: machines.  Raises UsageError for fewer than three blocks, of which none has two neighbours.
+    """
+    assembly = assemble(config)
+    blocks, batch = len(assembly.chain.blocks), assembly.config.batch_size
+    if blocks < 3:
+        raise UsageError(f"got {blocks} blocks, expected 3 or more: one in the middle stands for all; give --blocks 8.")
+    autocast, make = assembly.engine.context.autocast, optimizer_factory(assembly.config)
+    batches = [assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))]
+    middle = blocks // 2
+    trace = traced(assembly.engine, Placement(blocks).blocks(blocks), batches)[middle]
+    parts = slices(assembly, blocks)
+    micros = [m for m in MICROS if batch % m == 0]
+    stages = {m: stages_alone(parts, make, batches[0], m, autocast)[middle] for m in micros}
+    block = Block(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
+    rows = [
+        {"ranks": ranks, "network": name}
+        | {way: ms(seconds) for way, seconds in ways(block, ranks, batch, link).items()}
+        for ranks in RANKS
+        if ranks <= most
+        for name, link in NETWORKS.items()
+    ]
+    kept = [
+        {"ranks": ranks, "life": name, "goodput": goodput(ranks, life, SAVE, RESTART)}
+        for ranks in RANKS
+        for name, life in LIVES.items()
+    ]
+    found: dict[str, Any] = {"rows": rows, "kept": kept, "message_kb": message(trace) / 1024}
+    found |= {"block_ms": 1000 * busy(trace), "parameters_kb": block.parameters / 1024} | circumstances(assembly)
+    return found | {"text": machines_table(found)}
+
+
+def ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
+
+
+def message(trace: Trace) -> int:
+    """Bytes that a rank sends in a step."""
+    return sum(action.size for action in trace if isinstance(action, Send))
+
+
+def machines_table(found: Mapping[str, Any]) -> str:
+    names = [name for name in found["rows"][0] if name not in ("ranks", "network")]
+    lines = [
+        f"extrapolated from one block of {found['model']} on {found['data']}, batch {found['batch_size']}, "
+        f"{found['precision']}:",
+        f"{found['block_ms']:.1f} ms of work, {found['message_kb']:.0f} KB of messages, "
+        f"{found['parameters_kb']:.0f} KB of parameters.",
+        "ms a step, one block a machine:",
+        f"{'machines':<10}{'network':<18}" + "".join(f"{name:>{max(9, len(name) + 1)}}" for name in names),
+    ]
+    for r in found["rows"]:
+        cells = ["" if r[name] is None else f"{r[name]:.0f}" for name in names]
+        cells = [f"{cell:>{max(9, len(name) + 1)}}" for name, cell in zip(names, cells, strict=True)]
+        lines.append(f"{r['ranks']:<10}{r['network']:<18}" + "".join(cells))
+    return "\n".join(lines)
