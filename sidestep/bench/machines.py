@@ -27,14 +27,17 @@ NETWORKS = {
 MICROS = (4, 16, 64, 256)
 LIVES = {"10 min": 600.0, "1 h": 3600.0, "6 h": 21600.0, "1 week": 604800.0}
 SAVE, RESTART = 1.0, 8.0
-"""Seconds: a checkpoint of a rank's blocks, and from the end of a rank to the next step (docs/reliability.md)."""
+"""Seconds: of saving a rank's blocks, which is assumed, and from its end to the next step (docs/reliability.md)."""
 
 
 def run(config: TrainConfig, most: int) -> dict[str, Any]:
     """What `sidestep bench scale --machines` prints: extrapolation to many machines, from one block of this one.
 
-    most: machines.  Raises UsageError for fewer than three blocks, of which none has two neighbours.
+    most: machines.  Raises UsageError for fewer than three blocks, of which none has two neighbours, for a batch that
+    is not cut into micro-batches, and for fewer machines than the least that is shown.
     """
+    if most < RANKS[0]:
+        raise UsageError(f"got --machines {most}, expected {RANKS[0]} or more.")
     assembly = assemble(config)
     blocks, batch = len(assembly.chain.blocks), assembly.config.batch_size
     if blocks < 3:
@@ -45,6 +48,8 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     trace = traced(assembly.engine, Placement(blocks).blocks(blocks), batches)[middle]
     parts = slices(assembly, blocks)
     micros = [m for m in MICROS if batch % m == 0]
+    if not micros:
+        raise UsageError(f"got a batch of {batch}, expected a multiple of {MICROS[0]} for micro-batches.")
     stages = {m: stages_alone(parts, make, batches[0], m, autocast)[middle] for m in micros}
     block = Block(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
     rows = [

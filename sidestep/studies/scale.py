@@ -214,9 +214,9 @@ def churn(rows: Sequence[Row]) -> tuple[str, Section] | None:
     assert table is not None
     text = (
         "The share of time, in %, that goes into steps which are kept, where the end of any machine makes all go back "
-        "to the last checkpoint, saved in 1 s as often as is best, and start anew in 8 s: so it is with this engine, "
-        "and with pipelines and data parallelism by torch. Replicas that go on without one of them, as DiLoCo allows, "
-        "lose less."
+        "to the last checkpoint, saved in 1 s (assumed) as often as is best, and start anew in 8 s: so it is with this "
+        "engine, and with pipelines and data parallelism by torch. Replicas that go on without one of them, as DiLoCo "
+        "allows, lose less."
     )
     return "", Section("Machines that end: extrapolation", text, [("", table)], [])
 

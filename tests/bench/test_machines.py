@@ -1,0 +1,47 @@
+"""`sidestep bench scale --machines`: what is computed, and for whom it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidestep.bench import machines
+from sidestep.bench.machines import LIVES, NETWORKS, RANKS, machines_table
+from sidestep.config import resolve
+from sidestep.errors import UsageError
+
+FLAGS: dict[str, Any] = {"precision": "fp32", "model.width": 32, "batch_size": 32}
+
+
+def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latency_is_never_slower() -> None:
+    found = machines.run(resolve("local_ce", FLAGS), most=64)
+    rows = {(row["ranks"], row["network"]): row for row in found["rows"]}
+    assert rows.keys() == {(ranks, network) for ranks in (8, 64) for network in NETWORKS}
+    for way in ("blocks", "1F1B", "ZBV", "data parallel", "DiLoCo"):
+        slow, near, fast = (
+            rows[8, f"{name}, {rtt} ms"][way] for name, rtt in (("100 Mb/s", 100), ("100 Mb/s", 1), ("10 Gb/s", 1))
+        )
+        assert 0 < fast <= near <= slow
+    # Of 32 samples 64 replicas have none; messages of the blocks are 32 x 32 numbers.
+    assert all(rows[64, network]["data parallel"] is None for network in NETWORKS)
+    assert found["message_kb"] == 4.0
+    assert rows[64, "10 Gb/s, 1 ms"]["blocks"] == pytest.approx(rows[8, "10 Gb/s, 1 ms"]["blocks"], rel=1e-6)
+    assert [(row["ranks"], row["life"]) for row in found["kept"]] == [
+        (ranks, life) for ranks in RANKS for life in LIVES
+    ]
+    assert max(map(len, machines_table(found).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "most", "message"),
+    [
+        ({"blocks": 2}, 64, "got 2 blocks, expected 3 or more: one in the middle stands for all; give --blocks 8."),
+        ({}, 4, "got --machines 4, expected 8 or more."),
+        ({"batch_size": 30}, 64, "got a batch of 30, expected a multiple of 4 for micro-batches."),
+    ],
+)
+def test_what_cannot_be_extrapolated_from_is_refused(flags: dict[str, Any], most: int, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        machines.run(resolve("local_ce", FLAGS | flags), most)
+    assert str(refused.value) == message
