@@ -80,9 +80,9 @@ def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Se
     last, arms = list(budgets.items())[-1]
     return Section(
         data,
-        "Differences are in points of test accuracy, paired by seed, with their 95 % interval, which is over seeds: all "
-        "read the same test set, while every seed holds out a validation split of its own. Short runs flatter local "
-        "learning: read them over the budget.",
+        "Differences are in points of test accuracy, paired by seed, with their 95 % interval, which is over seeds: "
+        "all read the same test set, while every seed holds out a validation split of its own. Short runs flatter "
+        "local learning: read them over the budget.",
         tables,
         [*figures, *against.figure(f"SID less each control on {data} after {last}", gaps(arms))],
     )
