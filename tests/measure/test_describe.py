@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sidestep.assemble import assemble
+from sidestep.config import resolve
 from sidestep.core.method import Method
 from sidestep.measure.describe import walk
 from sidestep.measure.memory import activation_bytes
@@ -110,3 +112,28 @@ def test_describing_changes_nothing(case: Case) -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
     assert all(p.grad is None for _, p in engine.chain.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["local_ce", "sid"])
+@pytest.mark.parametrize(
+    ("model", "blocks", "flags"),
+    [("resmlp", (16, 64), {}), ("resnet50", (4, 16), {"model.width": 8})],
+)
+def test_a_step_of_a_deep_network_keeps_its_largest_blocks_graph(
+    method: str, model: str, blocks: tuple[int, ...], flags: dict[str, Any]
+) -> None:
+    """Parameters and optimizer state apart.  With equal blocks it is the same however many there are."""
+    peaks: list[int] = []
+    for count in blocks:
+        depth = {"model.depth": count} if model == "resmlp" else {}
+        settings = {"model": model, "blocks": count, "precision": "fp32", "batch_size": 16, "val_fraction": 0}
+        assembly = assemble(resolve(method, settings | depth | flags))
+        batch, engine = assembly.batches(0), assembly.engine
+        largest = max(walk(engine, batch)["graph"])
+        state = [t for _, module in assembly.chain.parts() for t in (*module.parameters(), *module.buffers())]
+        engine.step(batch)  # optimizer state is made by the first
+        with activation_bytes(exclude=state) as measured:
+            engine.step(batch)
+        assert measured.peak == largest
+        peaks.append(measured.peak)
+    assert (len(set(peaks)) == 1) == (model == "resmlp")
