@@ -97,7 +97,7 @@ def plan(args: Args) -> Result:
         raise unknown("model", model, MODELS)
     args.flags["model"] = model
     config = args.resolve(args.method)
-    placement = Placement(args.ranks, shares=args.shares)
+    placement = Placement(args.ranks or len(args.shares) or 2, shares=args.shares)
     placement.blocks(config.blocks)
     from sidestep.simulate.plan import run
 
@@ -329,7 +329,7 @@ COMMANDS: dict[str, Command] = {
         takes="MODEL",
         fields=tuple(name for name in SHARED if name != "model"),
         extra={
-            "--ranks": {"type": count, "default": 2, "metavar": "N", "help": "processes (default: 2)"},
+            "--ranks": {"type": count, "metavar": "N", "help": "processes (default: 2)"},
             "--memory": {
                 "type": size,
                 "metavar": "SIZE",

@@ -82,7 +82,8 @@ class Ranks:
         ranks, replicas = self.placement.ranks, self.placement.replicas
         mesh = init_device_mesh("cpu", (ranks, replicas), mesh_dim_names=("blocks", "replicas"))
         if ranks > 1:
-            self.wire = DistWire(mesh.get_group("blocks"), shares, run, assembly.device)
+            called = [stage * replicas + self.rank % replicas for stage in range(ranks)]
+            self.wire = DistWire(mesh.get_group("blocks"), shares, run, assembly.device, called)
         same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
         return assembly.engine.share(shares[self.rank // replicas], self.wire, same)
 

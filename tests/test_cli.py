@@ -157,6 +157,10 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
             "argument --shares: got 'x', expected an integer of at least 1; see sidestep train --help",
         ),
         ("plan mpl", "unknown model 'mpl'; did you mean 'mlp'?"),
+        (
+            "plan mlp --shares 3,2",
+            "got --shares 3,2, expected 2 numbers of at least 1, one a rank, that add up to 4 blocks.",
+        ),
         ("plan mlp --ranks 5", "got --ranks 5 for 4 blocks, expected at most one a block."),
         (
             "plan mlp --memory 8",

@@ -33,12 +33,21 @@ class DistWire:
     both run the same program; any other is an error.  Who is `WINDOW` messages ahead waits.
 
     group: of all processes, with a backend for tensors on the CPU.  shares: the blocks of each, by rank.  run: 16 bytes
-    that all agree on.  device: of this process's blocks.  Raises WireError for a message that is damaged, is not
+    that all agree on.  device: of this process's blocks.  called: what errors call the ranks, where it is not by their
+    places in the group.  Raises WireError for a message that is damaged, is not
     the one that is due, has another shape or dtype than in the step before, or does not come as its sender has ended.
     """
 
-    def __init__(self, group: ProcessGroup, shares: Sequence[range], run: bytes, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        shares: Sequence[range],
+        run: bytes,
+        device: torch.device = CPU,
+        called: Sequence[int] | None = None,
+    ) -> None:
         self.group, self.run, self.device = group, run, device
+        self.called = range(len(shares)) if called is None else called
         self.rank_of = {n: rank for rank, own in enumerate(shares) for n in own}
         self.senders: dict[int, _Sender] = {}
         self.receivers: dict[int, _Receiver] = {}
@@ -50,7 +59,7 @@ class DistWire:
     def receive(self, edge: Edge) -> Message:
         peer = self.rank_of[edge.source]
         if peer not in self.receivers:
-            self.receivers[peer] = _Receiver(self.group, peer, self.run, self.device)
+            self.receivers[peer] = _Receiver(self.group, peer, self.called[peer], self.run, self.device)
         message = self.receivers[peer].receive(edge)
         if edge.when.training:
             layout = [(m.dtype, m.shape) for m in message]
@@ -72,21 +81,21 @@ class DistWire:
     def _sender(self, edge: Edge) -> _Sender:
         peer = self.rank_of[edge.target]
         if peer not in self.senders:
-            self.senders[peer] = _Sender(self.group, peer, self.run)
+            self.senders[peer] = _Sender(self.group, peer, self.called[peer], self.run)
         return self.senders[peer]
 
 
 class _Sender(threading.Thread):
-    def __init__(self, group: ProcessGroup, peer: int, run: bytes) -> None:
-        super().__init__(name=f"to rank {peer}", daemon=True)
-        self.group, self.peer, self.run_id = group, peer, run
+    def __init__(self, group: ProcessGroup, peer: int, called: int, run: bytes) -> None:
+        super().__init__(name=f"to rank {called}", daemon=True)
+        self.group, self.peer, self.called, self.run_id = group, peer, called, run
         self.waiting: Queue[tuple[Tensor, Tensor] | None] = Queue(WINDOW)
         self.lost: Exception | None = None
         self.start()
 
     def send(self, edge: Edge, message: Message) -> None:
         if self.lost is not None:
-            raise WireError(f"{edge}: rank {self.peer} is gone ({cause(self.lost)}).")
+            raise WireError(f"{edge}: rank {self.called} is gone ({cause(self.lost)}).")
         self.waiting.put(pack(self.run_id, edge, message))
 
     def end(self, reason: str) -> None:
@@ -106,9 +115,9 @@ class _Sender(threading.Thread):
 
 
 class _Receiver(threading.Thread):
-    def __init__(self, group: ProcessGroup, peer: int, run: bytes, device: torch.device) -> None:
-        super().__init__(name=f"from rank {peer}", daemon=True)
-        self.group, self.peer, self.run_id, self.device = group, peer, run, device
+    def __init__(self, group: ProcessGroup, peer: int, called: int, run: bytes, device: torch.device) -> None:
+        super().__init__(name=f"from rank {called}", daemon=True)
+        self.group, self.peer, self.called, self.run_id, self.device = group, peer, called, run, device
         self.arrived: Queue[tuple[Edge, Message] | Exception] = Queue(WINDOW)
         self.ended: Exception | None = None
         self.start()
@@ -119,7 +128,7 @@ class _Receiver(threading.Thread):
             self.ended = found
             if isinstance(found, WireError):
                 raise WireError(f"{edge}: {found}.")
-            raise WireError(f"{edge}: rank {self.peer} is gone ({cause(found)}).") from found
+            raise WireError(f"{edge}: rank {self.called} is gone ({cause(found)}).") from found
         arrived, message = found
         if arrived != edge:
             raise WireError(f"got {arrived}, expected {edge}.")
@@ -130,7 +139,7 @@ class _Receiver(threading.Thread):
             while True:
                 edge, message = self._next()
                 if edge.what == FAREWELL:
-                    raise WireError(f"rank {self.peer} has ended: {message[0].numpy().tobytes().decode()}")
+                    raise WireError(f"rank {self.called} has ended: {message[0].numpy().tobytes().decode()}")
                 self.arrived.put((edge, message))
         except Exception as error:  # whatever it is, who waits must hear of it
             self.arrived.put(error)

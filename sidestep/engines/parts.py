@@ -94,6 +94,8 @@ class Parts:
 
     def forget_gradients(self) -> None:
         self.due.clear()
+        for total in self.sums.values():
+            total.forget()
         for stack in self.stacks.values():
             stack.forget_gradients()
         for module in self.modules:

@@ -94,6 +94,11 @@ class GradientSum:
                 target.copy_(found.view(target.shape))
         self.flights.clear()
 
+    def forget(self) -> None:
+        """What was begun in a step that was interrupted."""
+        self.missing.clear()
+        self.flights.clear()
+
     def _filled(self, parameter: Tensor) -> None:
         if self.missing:  # else this is not the last call
             for missing in self.missing:

@@ -128,6 +128,16 @@ def test_who_has_ended_says_why(ends: tuple[DistWire, DistWire]) -> None:
             receiver.receive(edge(1))
 
 
+def test_errors_call_a_rank_by_its_number_among_all(groups: list[ProcessGroup]) -> None:
+    """Of a chain of the second replicas, whose places in their group are 0 and 1."""
+    first, second = (DistWire(group, SHARES, RUN, called=[1, 3]) for group in groups)
+    first.send(edge(0), (torch.zeros(1),))
+    first.close("it was stopped", patience=0)
+    second.receive(edge(0))
+    with pytest.raises(WireError, match="step 1, micro-batch 0: rank 1 has ended: it was stopped"):
+        second.receive(edge(1))
+
+
 def test_a_peer_that_is_gone_is_noticed_by_both_ends(groups: list[ProcessGroup]) -> None:
     """Here by the timeout of the group, which closes the connection."""
     sender, receiver = DistWire(groups[0], SHARES, RUN), DistWire(groups[1], SHARES, RUN)

@@ -99,6 +99,17 @@ def test_a_piece_goes_as_soon_as_the_last_backward_call_has_filled_it(groups: li
     assert seen == ([0, 0, 0, 1, 2, 3, 0],) * 2
 
 
+def test_a_step_that_was_interrupted_leaves_nothing_to_be_sent_by_the_next_backward_call(
+    groups: list[ProcessGroup],
+) -> None:
+    net = network()
+    total = GradientSum("blocks.0", net, Replicas(groups[0]))
+    total.begin()
+    total.forget()
+    net(torch.randn(4, 512)).sum().backward()
+    assert not total.flights
+
+
 def test_pieces_are_in_order_of_one_dtype_and_no_longer_than_it_takes() -> None:
     size = PIECE // 4  # numbers
     parameters = [
