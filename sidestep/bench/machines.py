@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidestep.assemble import assemble, optimizer_factory
-from sidestep.bench.ranks import BATCHES, slices
+from sidestep.bench.ranks import first_batches, slices
 from sidestep.bench.step import circumstances
 from sidestep.config import TrainConfig
 from sidestep.engines.dist_wire import WINDOW
@@ -43,7 +43,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     if blocks < 3:
         raise UsageError(f"got {blocks} blocks, expected 3 or more: one in the middle stands for all; give --blocks 8.")
     autocast, make = assembly.engine.context.autocast, optimizer_factory(assembly.config)
-    batches = [assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))]
+    batches = first_batches(assembly)
     middle = blocks // 2
     trace = traced(assembly.engine, Placement(blocks).blocks(blocks), batches)[middle]
     parts = slices(assembly, blocks)

@@ -62,7 +62,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     """Time everything in turn, all processes together; every `ratio_to_X` is ours over X's, in the same round."""
     group = dist.new_group(backend="gloo")  # a wire's messages and a pipeline's must not be taken for each other's
     assert isinstance(group, dist.ProcessGroup)
-    batches = cycle([assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))])
+    batches = cycle(first_batches(assembly))
     engine = ranks.engine(assembly)
     ours, alone = name_of(assembly.config.method, ranks.count), name_of(assembly.config.method, 1)
     single = singles(assembly, engine, ranks)
@@ -98,6 +98,11 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     if pipelines:
         found["pipeline"] = pipeline_share(min(pipelines, key=lambda name: rows[name]["step_ms"]), found)
     return found | circumstances(assembly)
+
+
+def first_batches(assembly: Assembly) -> list[tuple[Tensor, Tensor]]:
+    """BATCHES of them, or all there are."""
+    return [assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))]
 
 
 def pipeline_share(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

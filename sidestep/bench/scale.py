@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench import ranks
-from sidestep.bench.ranks import BATCHES, MICROBATCHES, STEPS_A_TURN, name_of, slices
+from sidestep.bench.ranks import MICROBATCHES, STEPS_A_TURN, first_batches, name_of, slices
 from sidestep.bench.rivals import MakeOptimizer, MicroBatchedStep, PipelineStep
 from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
@@ -26,7 +26,7 @@ from sidestep.simulate import links
 from sidestep.simulate.links import Links
 from sidestep.simulate.machine import Action, Link, Machine, Mark, simulate
 from sidestep.simulate.rivals import Stage, data_parallel, gpipe, one_f_one_b, zero_bubble
-from sidestep.simulate.stages import ROUNDS, buckets, copy_alone, stages_alone
+from sidestep.simulate.stages import ROUNDS, buckets, stages_alone
 from sidestep.simulate.trace import traced
 
 SCHEDULES = {"GPipe": gpipe, "1F1B": one_f_one_b, "ZBV": zero_bubble}
@@ -59,7 +59,7 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
 def predictions(assembly: Assembly, count: int, found: Links) -> dict[str, Predict]:
     """By the names of `bench ranks`."""
     autocast, make = assembly.engine.context.autocast, optimizer_factory(assembly.config)
-    batches = [assembly.batches(n) for n in range(min(BATCHES, assembly.batches.steps_per_epoch))]
+    batches = first_batches(assembly)
     traces = traced(assembly.engine, Placement(count).blocks(len(assembly.chain.blocks)), batches)
     made: dict[str, Predict] = {name_of(assembly.config.method, count): turn(traces, found.wire)}
     for kind, schedule in SCHEDULES.items():
@@ -74,7 +74,7 @@ def predictions(assembly: Assembly, count: int, found: Links) -> dict[str, Predi
                 made[f"{kind}, {micros} micro-batches"] = turn(works, found.gloo)
     network = copy.deepcopy(assembly.model)
     x, y = (part.chunk(count)[0] for part in batches[0])
-    replica = copy_alone(network, make, (x, y), autocast)
+    [replica] = stages_alone([network], make, (x, y), 1, autocast)
     pairs = [data_parallel(replica, buckets(network), rank, count) for rank in range(count)]
     works = [own for own, _ in pairs] + [sums for _, sums in pairs]
     made["backprop, data parallel"] = turn(works, found.ring, on=[*range(count), *range(count)])

@@ -42,24 +42,25 @@ def interleaved(
     """
     if rounds < 1 or warmup < 0:
         raise UsageError(f"got rounds={rounds} and warmup={warmup}, expected at least 1 round and 0 to warm up.")
-    device = torch.device(device)
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock()
-
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for r in range(-warmup, rounds):
         first = r % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            start = now()
+            start = now(device, clock)
             candidates[name]()
-            took = now() - start
+            took = now(device, clock) - start
             if r >= 0:
                 samples[name].append(1000 * took)
     return samples
+
+
+def now(device: torch.device | str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The time once the device has done what it was given."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock()
 
 
 def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ class Stage(NamedTuple):
     forward: float  # of the last one with the loss
     backward: float
     update: float
-    size: int  # of the message to the next stage, and of the gradient that comes back
+    size: int = 0  # of the message to the next stage, and of the gradient that comes back
     weights: float = 0.0  # that part of `backward` which no other stage waits for
 
 
@@ -121,7 +121,6 @@ def zero_bubble_orders(count: int, micros: int) -> list[list[tuple[str, int]]]:
     own = [[rank, stages - 1 - rank] for rank in range(count)]
     while any(weights < micros for weights in done["weights"]):
         before = {kind: list(found) for kind, found in done.items()}
-
         for rank in range(count):
             alive = sum(before["forward"][n] - before["backward"][n] for n in own[rank])
             wanted = [("backward", n) for n in own[rank]]
@@ -146,19 +145,11 @@ def _ready(done: Mapping[str, Sequence[int]], kind: str, n: int, micros: int) ->
     return done[kind][n] < done["backward"][n]
 
 
-class Copy(NamedTuple):
-    """A whole network, timed alone on a replica's share of the batch: seconds."""
-
-    forward: float
-    backward: float
-    update: float
-
-
-def data_parallel(copy: Copy, buckets: Sequence[int], rank: int, count: int) -> tuple[list[Action], list[Action]]:
+def data_parallel(copy: Stage, buckets: Sequence[int], rank: int, count: int) -> tuple[list[Action], list[Action]]:
     """A replica, and what adds up its gradients meanwhile: processes `rank` and `count + rank` (arXiv:2006.15704).
 
-    buckets: bytes of the gradients that are added up at once, in the order in which backward reaches them, each after
-    as large a share of its time.
+    copy: the whole network, on a replica's share of the batch.  buckets: bytes of the gradients that are added up at
+    once, in the order in which backward reaches them, each after as large a share of its time.
     """
     adding, total = count + rank, sum(buckets)
     own: list[Action] = [Compute(copy.forward)]
@@ -167,22 +158,21 @@ def data_parallel(copy: Copy, buckets: Sequence[int], rank: int, count: int) -> 
     own += [*repeat(Receive(adding), len(buckets)), Compute(copy.update)]
     sums: list[Action] = []
     for size in buckets:
-        sums += [Receive(rank), *_ring(size, rank, count), Send(rank, 0)]
+        sums += [Receive(rank), *_ring(size, rank, count, first=count), Send(rank, 0)]
     return own, sums
 
 
-def local_steps(copy: Copy, size: int, every: int, rank: int, count: int) -> list[Action]:
+def local_steps(copy: Stage, size: int, every: int, rank: int, count: int) -> list[Action]:
     """So many steps of a replica of its own, then the mean of all parameters (DiLoCo, arXiv:2311.08105).
 
     size: bytes of all parameters.
     """
     step = Compute(copy.forward + copy.backward + copy.update)
-    return [*repeat(step, every), *_ring(size, rank, count, shift=0)]
+    return [*repeat(step, every), *_ring(size, rank, count)]
 
 
-def _ring(size: int, rank: int, count: int, shift: int | None = None) -> Iterator[Action]:
-    """A sum over processes in a ring, each of which passes on a share of it 2 (count - 1) times."""
-    shift = count if shift is None else shift
+def _ring(size: int, rank: int, count: int, first: int = 0) -> Iterator[Action]:
+    """A sum over so many processes from `first` on, each of which passes on a share of it 2 (count - 1) times."""
     for _ in range(2 * (count - 1)):
-        yield Send(shift + (rank + 1) % count, size // count)
-        yield Receive(shift + (rank - 1) % count)
+        yield Send(first + (rank + 1) % count, size // count)
+        yield Receive(first + (rank - 1) % count)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sidestep.simulate.rivals import Copy, Stage
+from sidestep.measure.timing import now
+from sidestep.simulate.rivals import Stage
 
 ROUNDS = 12
 WARMUP = 2
@@ -26,17 +26,12 @@ class Timed:
         self.seconds: dict[str, list[float]] = {}
 
     def __call__(self, name: str, work: Callable[[], object]) -> None:
-        began = self._now()
+        began = now(self.device)
         work()
-        self.seconds.setdefault(name, []).append(self._now() - began)
+        self.seconds.setdefault(name, []).append(now(self.device) - began)
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name][WARMUP:])
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
 
 
 class _Part:
@@ -104,17 +99,6 @@ def stages_alone(
         x = part.answer.detach()
         found.append(Stage(timed.median("forward"), backward, timed.median("update"), x.nbytes, weights))
     return found
-
-
-def copy_alone(
-    network: nn.Module,
-    make: Callable[..., Optimizer],
-    batch: tuple[Tensor, Tensor],
-    autocast: torch.dtype | None = None,
-) -> Copy:
-    """A whole network, on a replica's share of the batch."""
-    [stage] = stages_alone([network], make, batch, 1, autocast)
-    return Copy(stage.forward, stage.backward, stage.update)
 
 
 def buckets(network: nn.Module, first: int = 1 << 20, more: int = 25 << 20) -> list[int]:

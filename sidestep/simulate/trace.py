@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from sidestep.core.emit import Message
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.wire import Edge, LocalWire, T, Work, in_turn
+from sidestep.measure.timing import now
 
 from .machine import Action, Compute, Mark, Receive, Send
 
@@ -57,15 +57,10 @@ class _Stopwatch:
             return done.value
 
     def start(self) -> None:
-        self.since = self._now()
+        self.since = now(self.device)
 
     def stop(self) -> None:
-        self.trace.append(Compute(self._now() - self.since))
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
+        self.trace.append(Compute(now(self.device) - self.since))
 
 
 def traced(

@@ -17,7 +17,7 @@ from sidestep.simulate.extrapolate import (
     shifted,
 )
 from sidestep.simulate.machine import Action, Compute, Link, Mark, Receive, Send, simulate
-from sidestep.simulate.rivals import Copy, Stage, one_f_one_b
+from sidestep.simulate.rivals import Stage, one_f_one_b
 from sidestep.simulate.rivals import local_steps as steps_of
 
 FORWARD: list[Action] = [Receive(0), Compute(1.0), Send(2, 100), Compute(2.0)]
@@ -48,7 +48,7 @@ def test_a_pipeline_has_the_best_number_of_micro_batches() -> None:
 @pytest.mark.parametrize("ranks", [2, 5, 16])
 def test_a_ring_takes_what_its_simulation_takes(ranks: int) -> None:
     link = Link(start=0.5, byte=0.01, latency=3.0)
-    works = [steps_of(Copy(0.0, 0.0, 0.0), 100 * ranks, 1, rank, ranks) for rank in range(ranks)]
+    works = [steps_of(Stage(0.0, 0.0, 0.0), 100 * ranks, 1, rank, ranks) for rank in range(ranks)]
     found = simulate([[*work, Mark()] for work in works], lambda a, b: link)
     assert max(marks[0] for marks in found) == pytest.approx(ring(100 * ranks, ranks, link))
 

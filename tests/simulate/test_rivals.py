@@ -9,7 +9,6 @@ import pytest
 
 from sidestep.simulate.machine import Action, Link, Mark, simulate
 from sidestep.simulate.rivals import (
-    Copy,
     Stage,
     data_parallel,
     gpipe,
@@ -60,13 +59,13 @@ def test_a_v_without_bubbles_takes_its_work_and_little_more(count: int, micros: 
 
 def test_replicas_add_up_gradients_while_backward_goes_on() -> None:
     """Two buckets of ten bytes, ten seconds each on their way, the first of them behind the second's backward."""
-    parts = [data_parallel(Copy(1.0, 30.0, 2.0), [10, 10], rank, 2) for rank in range(2)]
+    parts = [data_parallel(Stage(1.0, 30.0, 2.0), [10, 10], rank, 2) for rank in range(2)]
     works = [own for own, _ in parts] + [sums for _, sums in parts]
     marks = simulate([[*work, Mark()] for work in works], lambda a, b: Link() if abs(a - b) == 2 else Link(byte=1.0))
     assert marks[0] == marks[1] == [pytest.approx(1 + 30 + 10 + 2)]
 
 
 def test_local_steps_pay_for_the_mean_once() -> None:
-    works = [local_steps(Copy(1.0, 2.0, 0.5), 40, 5, rank, 4) for rank in range(4)]
+    works = [local_steps(Stage(1.0, 2.0, 0.5), 40, 5, rank, 4) for rank in range(4)]
     # A ring of four: six messages of ten bytes, each way at once.
     assert seconds(works, Link(byte=0.1)) == pytest.approx(5 * 3.5 + 6 * 1.0)

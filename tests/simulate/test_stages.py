@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sidestep.simulate.stages import ROUNDS, WARMUP, buckets, copy_alone, stages_alone
+from sidestep.simulate.stages import ROUNDS, WARMUP, buckets, stages_alone
 
 
-def sgd(parameters: object) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, lr=0.1)  # pyright: ignore[reportArgumentType]
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def test_a_stage_gets_its_predecessors_outputs_and_is_run_as_often_as_it_is_timed() -> None:
@@ -33,7 +35,9 @@ def test_a_stage_gets_its_predecessors_outputs_and_is_run_as_often_as_it_is_time
 def test_more_work_takes_longer() -> None:
     """A hundred times the arithmetic, so that noise does not decide."""
     x, y = torch.randn(64, 512), torch.zeros(64, dtype=torch.int64)
-    small, large = (copy_alone(nn.Sequential(*layers), sgd, (x, y)) for layers in ([nn.Linear(512, 8)], wide()))
+    (small,), (large,) = (
+        stages_alone([nn.Sequential(*layers)], sgd, (x, y), 1) for layers in ([nn.Linear(512, 8)], wide())
+    )
     assert large.forward > small.forward and large.backward > small.backward and large.update > small.update
 
 
@@ -49,6 +53,7 @@ def test_gradients_are_added_up_in_the_pieces_that_torch_makes() -> None:
         parallel = DistributedDataParallel(network)
         for _ in range(3):  # it makes its pieces anew by the order of the first backward call
             parallel(torch.randn(2, 1024)).sum().backward()
+        # torch tells it nowhere else
         said = parallel._get_ddp_logging_data()["rebuilt_bucket_sizes"]  # pyright: ignore[reportPrivateUsage]
     finally:
         dist.destroy_process_group()
