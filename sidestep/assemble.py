@@ -131,10 +131,15 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    """One optimizer for a part's parameters; biases and gains of normalisation are not decayed."""
+    """One optimizer for a part's parameters; biases and gains of normalisation are not decayed.
+
+    A CUDA graph can hold it if the configuration asks for one.
+    """
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(parameters)
+        # A graph reads the rate where it lies; a float it would remember.
+        lr = torch.tensor(config.lr, device=parameters[0].device) if config.cuda_graph else config.lr
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -142,9 +147,9 @@ def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]],
         groups = [group for group in groups if group["params"]]
         if config.optimizer == "sgd":
             sgd = partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
-            return sgd(groups, lr=config.lr, fused=True)
+            return sgd(groups, lr=lr, fused=True)
         adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        return adam(groups, lr=config.lr, fused=True)
+        return adam(groups, lr=lr, fused=True, capturable=config.cuda_graph)
 
     return make
 
@@ -224,6 +229,7 @@ def assemble(
         freeze=config.freeze,
         autocast=torch.bfloat16 if precision == "bf16" else None,
         compile=config.compile,
+        cuda_graph=config.cuda_graph,
         total_steps=config.epochs * batches.steps_per_epoch,
     )
     return Assembly(resolved, method, model, task, engine, data, batches)

@@ -52,6 +52,8 @@ def train(args: Args) -> Result:
             )
         if config.engine == "stacked":
             raise UsageError("got --engine stacked and several processes, expected one: a stack is in one process.")
+        if config.cuda_graph:
+            raise UsageError("got --cuda-graph and several processes, expected one: a recorded step sends nothing.")
         from sidestep.launch import launch
 
         folder = [] if config.out else ["--out", str(named_by_time(config))]

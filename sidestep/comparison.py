@@ -55,7 +55,7 @@ def run(
         print(f"sidestep: run {i} of {len(configs)}: {config.method}, seed {config.seed}", file=sys.stderr)
         # What a run costs is measured once a method, below, in turn with the others.
         summaries[config.method].append(train.run(config, costs=False))
-    fresh = {method: assemble(replace(make(method, 0), compile=False)) for method in methods}
+    fresh = {method: assemble(replace(make(method, 0), compile=False, cuda_graph=False)) for method in methods}
     fresh.setdefault("backprop_checkpointed", like(fresh["backprop"], "backprop_checkpointed"))
     folders = [out / f"{config.method}-seed{config.seed}" for config in configs]
     found: dict[str, object] = {

@@ -105,6 +105,7 @@ class TrainConfig:
         default="auto", metadata=about("run", "streaming: block by block (auto); stacked: equal blocks as one")
     )
     compile: bool = field(default=False, metadata=about("run", "torch.compile the blocks"))
+    cuda_graph: bool = field(default=False, metadata=about("run", "replay a step's kernels as one CUDA graph"))
     save_every: int | None = field(default=None, metadata=about("run", "steps a checkpoint; none is an epoch", COUNT))
     report: bool = field(default=True, metadata=about("run", "audit the run and write its page when it ends"))
     out: Path | None = field(default=None, metadata=about("run", "folder; none is runs/<date>-<method>-<data>"))
@@ -120,6 +121,10 @@ class TrainConfig:
             raise UsageError(
                 f"got batch_size={self.batch_size} and accumulate={self.accumulate}, expected a batch of equal "
                 "micro-batches; change one of them."
+            )
+        if self.cuda_graph and self.ema:
+            raise UsageError(
+                f"got cuda_graph=true and ema={self.ema:g}, whose count a recorded step would not move; drop one."
             )
         if self.resume and self.overwrite:
             raise UsageError("got resume and overwrite, expected one of them: go on with the run, or replace it.")

@@ -177,6 +177,10 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
             "got --engine stacked and several processes, expected one: a stack is in one process.",
         ),
         (
+            "train sid --ranks 2 --cuda-graph",
+            "got --cuda-graph and several processes, expected one: a recorded step sends nothing.",
+        ),
+        (
             "train sid --max-restarts -1",
             "argument --max-restarts: got '-1', expected an integer of at least 0; see sidestep train --help",
         ),

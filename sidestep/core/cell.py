@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Cell:
             return values[self.block.index]
         if len(set(values)) == 1:
             return values[0]
-        return torch.tensor(values, device=self.index.device)[self.index]
+        return on_device(tuple(values), self.index.device)[self.index]
 
     @property
     def y(self) -> Tensor:
@@ -89,6 +90,12 @@ class Context:
 
     def cell_key(self, batch: Batch, block: int, name: str) -> int:
         return key(self.seed, batch.step, batch.micro, block, name)
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor there, (n,) float32, sent once: sending waits for the device, as no recorded step may."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def run_hub(

@@ -24,12 +24,13 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 def global_rng(seed: int, device: torch.device | None = None) -> Generator[None, None, None]:
     """Seed the global generators that dropout, drop-path and initialisers read, and put them back afterwards.
 
-    The only place in the library that touches them.
+    The only place in the library that touches them.  While a step is recorded as a CUDA graph those of CUDA, which then
+    cannot be seeded, are left alone: such a step draws nothing.
     """
     # Not torch.manual_seed: where CUDA is not initialised it formats a stack trace at every call, a third of a
     # millisecond that a small block cannot afford.
     generators = [torch.default_generator]
-    if device is not None and device.type == "cuda":
+    if device is not None and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.init()  # there are no generators before
         generators.append(torch.cuda.default_generators[device.index or 0])
     states = [g.get_state() for g in generators]

@@ -68,22 +68,27 @@ class Parts:
         if self.sums:
             self.sums[part].end()
 
-    def move(self, part: str, step: int) -> None:
+    def set_rates(self, step: int) -> None:
+        """Let the learning rates be the schedule's at this step."""
+        for updater in self.moving():
+            updater.set_rate(step)
+
+    def move(self, part: str) -> None:
         """Move a part that has all its gradients; with replicas the one before, while this one's are added up."""
         self.due.append(part)
-        self._move_due(step, keep=1 if self.sums else 0)
+        self._move_due(keep=1 if self.sums else 0)
 
-    def move_rest(self, step: int) -> None:
+    def move_rest(self) -> None:
         """Move what `move` has left."""
-        self._move_due(step, keep=0)
+        self._move_due(keep=0)
 
-    def _move_due(self, step: int, keep: int) -> None:
+    def _move_due(self, keep: int) -> None:
         while len(self.due) > keep:
             part = self.due.pop(0)
             if self.sums:
                 self.sums[part].wait()
             self.updaters[part].clip()
-            self.updaters[part].step(step)
+            self.updaters[part].step()
 
     def wait_for_sums(self) -> None:
         """Have all gradients be those of all replicas."""

@@ -82,7 +82,7 @@ class Stack:
             return emit.loss, emit.metrics
 
         parameters = {f"block.{name}": parameter for name, parameter in self.parameters.items()}
-        index = torch.tensor(self.indices, device=context.device)
+        index = torch.arange(self.indices.start, self.indices.stop, device=context.device)
         with context.precision():
             loss, metrics = vmap(one, in_dims=(0, 0, *(0 for _ in received)))(parameters, index, *received)
         if not self.checked:
@@ -122,7 +122,7 @@ class Stack:
             message = emit.send
         self.checked = True
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Move all parameters, each block's gradients clipped by their own norm."""
         gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
         if self.rule.clip is not None:
@@ -130,7 +130,7 @@ class Stack:
             factor = (self.rule.clip / (norm + 1e-6)).clamp(max=1.0)  # as nn.utils.clip_grad_norm_ has it
             for g in gradients:
                 g.mul_(factor.view(-1, *(1 for _ in g.shape[1:])))
-        self.updater.step(step)
+        self.updater.step()
 
     def forget_gradients(self) -> None:
         for p in self.updater.parameters:

@@ -15,12 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
-from sidestep.core.cell import Batch, Cell, Context, finish_cell, frozen_statistics, leaves, run_cell, run_hub
+from sidestep.core.cell import (
+    Batch,
+    Cell,
+    Context,
+    finish_cell,
+    frozen_statistics,
+    leaves,
+    on_device,
+    run_cell,
+    run_hub,
+)
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
 
+from .captured import CapturedStep
 from .compiled import compilable, compile_calls
 from .parts import Parts
 from .relay import Relay
@@ -69,6 +80,7 @@ class Streaming:
     replicas: those that have the same blocks, with which the micro-batches of a step are shared out.
 
     stacked: compute equal blocks in a row as one, which `stacked` refuses where it cannot; all blocks are here.
+    cuda_graph: record a step once and replay it, which `captured` refuses where it cannot; all blocks are here.
 
     total_steps: of the whole run, for a method whose objective changes over it.
 
@@ -92,6 +104,7 @@ class Streaming:
         freeze: Collection[int] = (),
         autocast: torch.dtype | None = None,
         compile: bool = False,
+        cuda_graph: bool = False,
         total_steps: int | None = None,
     ) -> None:
         count = len(chain.blocks)
@@ -109,7 +122,8 @@ class Streaming:
         self.method, self.chain, self.task, self.rule = method, chain, task, rule
         self.accumulate, self.replicas = accumulate, replicas
         self.micros = range(accumulate) if replicas is None else replicas.share_of(accumulate)
-        self.total_steps = total_steps
+        # A recording repeats itself: nothing in it may change over the run.
+        self.total_steps = None if cuda_graph else total_steps
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
         self.program = method.program()
@@ -127,10 +141,12 @@ class Streaming:
         if compile:
             for module in compilable(chain):
                 compile_calls(module)
+        assert not cuda_graph or (wire is None and replicas is None), "all blocks of a recorded step are here"
+        self.captured = CapturedStep(lambda batch: self.run(self._moving(batch)), device) if cuda_graph else None
 
     def share(self, own: range, wire: Wire | None, replicas: Replicas | None = None) -> Streaming:
         """An engine of the same run with some of these very blocks, a wire to the others, and replicas."""
-        assert not self.parts.stacks, "all blocks of a stack are in one process"
+        assert not self.parts.stacks and self.captured is None, "all blocks are in one process"
         return Streaming(
             self.method,
             self.chain,
@@ -178,6 +194,14 @@ class Streaming:
         if len(x) % self.accumulate:
             raise ValueError(f"got {len(x)} samples, expected a multiple of accumulate={self.accumulate}.")
         self.parts.train_mode()
+        self.parts.set_rates(self.steps)
+        found = (yield from self._moving(batch)) if self.captured is None else self.captured(batch)
+        self.steps += 1
+        return StepMetrics(*found)
+
+    def _moving(self, batch: tuple[Tensor, Tensor]) -> Work[tuple[Tensor, dict[str, Tensor]]]:
+        """All of a step that a device does.  Returns what it measured."""
+        x, y = batch
         losses: list[dict[int, Tensor]] = []
         metrics: dict[str, Tensor] = {}
         try:
@@ -188,12 +212,11 @@ class Streaming:
                 yield from self._sweep(Sweep(part, last, 1 / self.accumulate, None, losses[-1], metrics))
             if self._update_together:
                 yield from self._update_all()
-            self.parts.move_rest(self.steps)
+            self.parts.move_rest()
         except BaseException:
             self.parts.forget_gradients()  # of a step that was interrupted: the next must not add to them
             raise
-        self.steps += 1
-        return StepMetrics(self._mean_loss(losses), metrics)
+        return self._mean_loss(losses), metrics
 
     def gradients(self, batch: tuple[Tensor, Tensor], losses: Collection[int] | None = None) -> dict[str, Tensor]:
         """The gradients a step on this batch would apply, by parameter name, with nothing changed by the asking.
@@ -267,7 +290,7 @@ class Streaming:
 
     def _run_stack(self, stack: Stack, p: Pass, cell: Cell, message: Message, sweep: Sweep) -> Message:
         """Run, and move, a stack of blocks, of which `cell` is the first one's."""
-        weight = torch.tensor([sweep.scale * sweep.counts(n) for n in stack.indices], device=self.context.device)
+        weight = on_device(tuple(sweep.scale * sweep.counts(n) for n in stack.indices), self.context.device)
         # What sends the same without labels is spared its objective in the sweep.
         unlabelled = p in self.method.inference()
         found = stack.run(p, sweep.batch, self.context, cell.shared, message, weight, unlabelled=unlabelled)
@@ -275,7 +298,7 @@ class Streaming:
         for name, values in found.metrics.items():
             sweep.metrics.update({f"{n}/{name}": value for n, value in zip(stack.indices, values, strict=True)})
         if sweep.update:
-            stack.update(self.steps)
+            stack.update()
         return found.send
 
     def _encode(self, batch: Batch, when: When, hub: nn.Module | None) -> Work[Message]:
@@ -327,7 +350,7 @@ class Streaming:
         """All gradients of a part are there."""
         self.parts.end_last_call(part)
         if not self._update_together:
-            self.parts.move(part, self.steps)
+            self.parts.move(part)
 
     def _update_all(self) -> Work[None]:
         """Clip by the norm of all gradients, for which all norms go up and their norm comes down, and update."""
@@ -341,7 +364,7 @@ class Streaming:
         (total,) = yield from self.relay.descend("norm", when, (torch.linalg.vector_norm(every),))
         nn.utils.clip_grads_with_norm_(parameters, self.rule.clip, total)
         for updater in self.parts.updaters.values():
-            updater.step(self.steps)
+            updater.step()
 
     def _mean_loss(self, losses: list[dict[int, Tensor]]) -> Tensor:
         missing = torch.full((), torch.nan, device=self.context.device)
@@ -430,6 +453,8 @@ class Streaming:
         """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""
         self.parts.load_state_dict(state)
         self.steps = int(state["steps"])
+        if self.captured is not None:
+            self.captured.forget()
 
 
 def packed(totals: Sequence[Tensor | None], like: Message) -> Message:

@@ -48,22 +48,29 @@ class Updater:
             own = dict(zip(like, self.parameters, strict=True))
             for group in self.optimizer.param_groups:
                 group["params"] = [own[p] for p in group["params"]]
-        self.base_lr: list[float] = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
+        self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups] if self.optimizer else []
         self.average = (
             AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(rule.ema)) if rule.ema is not None else None
         )
+
+    def set_rate(self, step: int) -> None:
+        """Let the learning rate be the schedule's at this step."""
+        if self.optimizer is None or self.rule.schedule is None:
+            return
+        factor = self.rule.schedule(step)
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)  # in its place, where a CUDA graph reads it
+            else:
+                group["lr"] = base * factor
 
     def clip(self) -> None:
         if self.rule.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.rule.clip)
 
-    def step(self, step: int) -> None:
+    def step(self) -> None:
         """Apply the gradients and forget them."""
         if self.optimizer is not None:
-            if self.rule.schedule is not None:
-                factor = self.rule.schedule(step)
-                for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-                    group["lr"] = base * factor
             self.optimizer.step()
             for p in self.parameters:
                 p.grad = None
@@ -93,16 +100,18 @@ class Updater:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.optimizer is not None:
             parameters = dict(self.module.named_parameters())
+            # Adam's step count lies with its parameter where kernels read it, else with the CPU: torch's own rule.
+            kernels = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable")
             self.optimizer.state.clear()
             for entry, value in state.items():
                 if entry.startswith("optim/"):
                     _, name, slot = entry.split("/")
-                    # In the parameter's memory format, which fused kernels take for granted; Adam's step count, a
-                    # scalar, stays where the optimizer made it.
-                    like = parameters[name] if value.dim() else value
-                    self.optimizer.state[parameters[name]][slot] = torch.empty_like(like, dtype=value.dtype).copy_(
-                        value
-                    )
+                    parameter = parameters[name]
+                    # In the parameter's memory format, which fused kernels take for granted.
+                    like = parameter if value.dim() else value
+                    device = parameter.device if value.dim() or kernels else value.device
+                    own = torch.empty_like(like, dtype=value.dtype, device=device)
+                    self.optimizer.state[parameter][slot] = own.copy_(value)
         if self.average is not None:
             self.average.n_averaged.copy_(state["ema/n_averaged"])
             averaged = {k[len("ema/") :]: v for k, v in state.items() if k.startswith("ema/")}

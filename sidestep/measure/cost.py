@@ -47,7 +47,7 @@ def cost(assembly: Assembly) -> dict[str, object]:
 
 def like(assembly: Assembly, name: str) -> Assembly:
     """The same network, data and settings with another method, which has its default fields if it is not the run's."""
-    config = replace(assembly.config, compile=False)
+    config = replace(assembly.config, compile=False, cuda_graph=False)
     if name == config.method:
         return assemble(config, data=assembly.data, model=copy.deepcopy(assembly.model), method=assembly.method)
     # Modules around a shared extractor can outnumber the units at which the network itself can be cut.
