@@ -8,14 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from sidestep.assemble import assemble
-from sidestep.bench.step import circumstances, fresh, plain_baselines
+from sidestep.bench.step import as_set, circumstances, fresh, plain_baselines
 from sidestep.config import TrainConfig
+from sidestep.engines.captured import WARM_UP
 from sidestep.errors import UsageError
 from sidestep.measure.memory import MB, activation_bytes, peak_rss_mb
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """What `sidestep bench memory` prints: bytes kept for the backward pass, parameters and optimizer apart."""
+    """What `sidestep bench memory` prints: bytes kept for the backward pass, parameters and optimizer apart.
+
+    A CUDA graph is measured while it is recorded: what it needs then it holds from there on.
+    """
     assembly = assemble(config)
     if config.compile and assembly.device.type == "cpu":
         raise UsageError(
@@ -25,7 +29,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def add(name: str, step: Callable[..., object], state: list[Tensor]) -> None:
-        step(batch)  # optimizer state is made by the first
+        for _ in range(WARM_UP if config.cuda_graph else 1):  # optimizer state is made by the first
+            step(batch)
         with activation_bytes(exclude=state, device=assembly.device) as measured:
             step(batch)
         rows.append({"name": name, "peak_activation_mb": measured.peak / MB})
@@ -35,7 +40,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         modules = [module for _, module in own.chain.parts()]
         add(f"{name} (streaming)", own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
     for name, plain in plain_baselines(assembly).items():
-        add(name, plain.step, [*plain.network.parameters(), *plain.network.buffers()])
+        add(name, as_set(plain.step, assembly.config), [*plain.network.parameters(), *plain.network.buffers()])
     base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")
     for row in rows:
         row["ratio"] = row["peak_activation_mb"] / base

@@ -77,7 +77,14 @@ class CheckpointedStep(PlainTraining):
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         h = x
         for segment in self.segments:
-            h = checkpoint(segment, h, use_reentrant=False, context_fn=partial(_first_and_again, segment))
+            h = checkpoint(
+                segment,
+                h,
+                use_reentrant=False,
+                context_fn=partial(_first_and_again, segment),
+                # A CUDA graph is recorded of steps that draw nothing only, and the state is not to be had meanwhile.
+                preserve_rng_state=not (x.is_cuda and torch.cuda.is_current_stream_capturing()),
+            )
         return self.cross_entropy(h, y)
 
 

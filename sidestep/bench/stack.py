@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +15,38 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench.plain import PlainTraining
-from sidestep.bench.step import circumstances, reference_for, rows_of
+from sidestep.bench.step import Step, as_set, circumstances, floor_lines, rates_of, reference_for, rows_of
 from sidestep.config import TrainConfig
 from sidestep.errors import UsageError
+from sidestep.measure.floor import Demand
 from sidestep.measure.timing import interleaved
 from sidestep.methods.sid import SID
 
-NAIVE = "naive loop, fp32"
+
+class Candidate(NamedTuple):
+    """What is timed, in which precision, and whether its steps are replayed as a CUDA graph."""
+
+    engine: str
+    precision: str
+    graph: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}{' graph' if self.graph else ''}, {self.precision}"
+
+    @property
+    def extractor(self) -> Candidate:
+        """The extractor's part of it."""
+        return self._replace(engine=EXTRACTOR)
+
+    @property
+    def eager(self) -> Candidate:
+        """That which it is a recording of."""
+        return self._replace(graph=False)
+
+
+EXTRACTOR = "extractor"
+NAIVE = Candidate("naive loop", "fp32")
 
 
 class ExtractorStep(PlainTraining):
@@ -31,49 +57,50 @@ class ExtractorStep(PlainTraining):
 
 
 def run(config: TrainConfig, *, rounds: int = 20) -> dict[str, Any]:
-    """What `sidestep bench stack` prints: `cascade_ms` is a step less the extractor's own in the same precision."""
+    """What `sidestep bench stack` prints: `cascade_ms` is a step less the extractor's own in the same precision.
+
+    Where the settings ask for CUDA graphs the engines are timed both ways, and so is the extractor.
+    """
     assembly = assemble(config)
     if not isinstance(assembly.method, SID) or assembly.method.form != "shared":
         raise UsageError("the naive loop is SID's published form; use sid with --form shared.")
     reference, batch = reference_for(assembly), assembly.batches(0)
-    steps: dict[str, Callable[[tuple[Tensor, Tensor]], object]] = {
-        NAIVE: lambda batch: reference.step((batch[0].contiguous(), batch[1]))
-    }
+    steps: dict[Candidate, Step] = {NAIVE: lambda batch: reference.step((batch[0].contiguous(), batch[1]))}
     precisions = list(dict.fromkeys(["fp32", assembly.config.precision]))
-    for precision in precisions:
+    for precision, graph in product(precisions, (False, True) if assembly.config.cuda_graph else (False,)):
+        own = replace(assembly.config, precision=precision, cuda_graph=graph)
         for engine in ("streaming", "stacked"):
-            made = replace(assembly.config, precision=precision, engine=engine)
-            steps[f"{engine}, {precision}"] = assemble(
-                made, data=assembly.data, model=copy.deepcopy(assembly.model)
-            ).engine.step
-        steps[alone(precision)] = extractor_step(assembly, precision).step
-    samples = interleaved({name: partial(step, batch) for name, step in steps.items()}, rounds, device=assembly.device)
-    rows = {row["name"]: row for row in rows_of(samples, NAIVE, len(batch[0]))}
+            made = replace(own, engine=engine)
+            stepping = assemble(made, data=assembly.data, model=copy.deepcopy(assembly.model)).engine.step
+            steps[Candidate(engine, precision, graph)] = stepping
+        steps[Candidate(EXTRACTOR, precision, graph)] = extractor_step(assembly, own)
+    named = {candidate.name: partial(step, batch) for candidate, step in steps.items()}
+    samples = interleaved(named, rounds, device=assembly.device)
+    rows = rows_of(samples, NAIVE.name, len(batch[0]))
     naive = cascade(samples, NAIVE)
-    for name, row in rows.items():
-        if not name.startswith("extractor"):
-            own = cascade(samples, name)
+    rates = {precision: rates_of(assembly, precision) for precision in precisions}
+    for candidate, row in zip(steps, rows, strict=True):
+        row |= Demand.of(named[candidate.eager.name]).floor(rates[candidate.precision])
+        if candidate.engine != EXTRACTOR:
+            own = cascade(samples, candidate)
             row["cascade_ms"] = float(np.median(own))
             low, middle, high = np.percentile(own / naive, [25, 50, 75])
             row |= {"cascade_ratio": float(middle), "cascade_ratio_low": float(low), "cascade_ratio_high": float(high)}
-    found = {"base": NAIVE, "rows": list(rows.values())} | circumstances(assembly)
+    found = {"base": NAIVE.name, "rows": rows} | circumstances(assembly)
     return found | {"text": stack_table(found)}
 
 
-def alone(precision: str) -> str:
-    return f"extractor alone, {precision}"
+def cascade(samples: Mapping[str, list[float]], candidate: Candidate) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What is left of every step without the extractor's, in the same round and precision, launched the same way."""
+    return np.asarray(samples[candidate.name]) - np.asarray(samples[candidate.extractor.name])
 
 
-def cascade(samples: Mapping[str, list[float]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What is left of every step without the extractor's, in the same round and precision."""
-    return np.asarray(samples[name]) - np.asarray(samples[alone(name.split(", ")[1])])
-
-
-def extractor_step(assembly: Assembly, precision: str) -> ExtractorStep:
+def extractor_step(assembly: Assembly, config: TrainConfig) -> Step:
+    """A step of a copy of the extractor, as the settings say."""
     assert assembly.chain.hub is not None
     hub: nn.Module = copy.deepcopy(assembly.chain.hub)
-    autocast = torch.bfloat16 if precision == "bf16" else None
-    return ExtractorStep(hub, optimizer_factory(assembly.config)(hub.parameters()), autocast=autocast)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    return as_set(ExtractorStep(hub, optimizer_factory(config)(hub.parameters()), autocast=autocast).step, config)
 
 
 def stack_table(found: Mapping[str, Any]) -> str:
@@ -88,4 +115,4 @@ def stack_table(found: Mapping[str, Any]) -> str:
             ratio = f"{r['cascade_ratio']:.3f} ({r['cascade_ratio_low']:.3f}..{r['cascade_ratio_high']:.3f})"
             line += f"{r['cascade_ms']:>10.1f}{ratio:>24}"
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, *floor_lines(found["rows"])])

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainStep, PlainTraining
@@ -19,10 +19,12 @@ from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
 from sidestep.core.task import classes
+from sidestep.engines.captured import CapturedStep
 from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
 from sidestep.measure.cost import like
+from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
 from sidestep.run import commit
@@ -30,6 +32,7 @@ from sidestep.schedules import schedule
 from sidestep.train import device_name
 
 SEGMENTS = (1, 2, 4, 8)
+Step = Callable[[tuple[Tensor, Tensor]], object]
 
 
 def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
@@ -68,11 +71,28 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
 
 
 def fresh(assembly: Assembly, name: str) -> Assembly:
-    """The same network and settings with another method, compiled if they say so."""
-    made = like(assembly, name)
-    if not assembly.config.compile:
+    """The same network and settings with another method, compiled or a CUDA graph if they say so."""
+    made, config = like(assembly, name), assembly.config
+    if eager(config):
         return made
-    return assemble(replace(made.config, compile=True), data=made.data, model=made.model, method=made.method)
+    config = replace(made.config, compile=config.compile, cuda_graph=config.cuda_graph)
+    return assemble(config, data=made.data, model=made.model, method=made.method)
+
+
+def eager(config: TrainConfig) -> bool:
+    return not (config.compile or config.cuda_graph)
+
+
+def steps_of(assembly: Assembly) -> dict[str, Step]:
+    """A step of the method, of backprop by the same engine, and of plain autograd: all as the settings say."""
+    names = dict.fromkeys([assembly.config.method, "backprop"])
+    found: dict[str, Step] = {f"{name} (streaming)": fresh(assembly, name).engine.step for name in names}
+    return found | {name: as_set(plain.step, assembly.config) for name, plain in plain_baselines(assembly).items()}
+
+
+def as_set(step: Step, config: TrainConfig) -> Step:
+    """An eager step, or that as a CUDA graph if the settings say so.  config: resolved."""
+    return CapturedStep(step, torch.device(config.device)) if config.cuda_graph else step
 
 
 def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, train: bool = False) -> dict[str, Any]:
@@ -85,18 +105,24 @@ def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, tra
     if train:
         raise UsageError("--train goes with --against reference; use sidestep compare to train methods side by side.")
     base = "plain backprop"
-    own = {name: fresh(assembly, name).engine.step for name in dict.fromkeys([assembly.config.method, "backprop"])}
-    candidates: dict[str, Callable[..., object]] = {
-        **{f"{name} (streaming)": step for name, step in own.items()},
-        **{name: plain.step for name, plain in plain_baselines(assembly).items()},
-    }
+    candidates = steps_of(assembly)
     found = measured(assembly, candidates, base, steps)
+    if not eager(config):  # neither compiled code nor a recording shows what it does
+        plain = replace(assembly.config, compile=False, cuda_graph=False)
+        candidates = steps_of(assemble(plain, data=assembly.data))
+    rates = rates_of(assembly)
+    for row in found["rows"]:
+        row |= Demand.of(partial(candidates[row["name"]], assembly.batches(0))).floor(rates)
     return found | {"text": time_table(found, f"time over {base}'s")}
 
 
-def measured(
-    assembly: Assembly, candidates: Mapping[str, Callable[..., object]], base: str, steps: int
-) -> dict[str, Any]:
+def rates_of(assembly: Assembly, precision: str | None = None) -> Rates:
+    """The device's, in the settings' precision if in no other."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return Rates.of(assembly.device, dtypes[precision or assembly.config.precision])
+
+
+def measured(assembly: Assembly, candidates: Mapping[str, Step], base: str, steps: int) -> dict[str, Any]:
     """Time all candidates on one batch, in turn; `ratio` is a candidate's time over the base's in the same round."""
     batch = assembly.batches(0)
     samples = interleaved(
@@ -138,6 +164,7 @@ def circumstances(assembly: Assembly) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "precision": config.precision,
         "compile": config.compile,
+        "cuda_graph": config.cuda_graph,
         "commit": commit(),
         "torch": torch.__version__,
         "device": device_name(assembly.device),
@@ -155,7 +182,14 @@ def time_table(found: Mapping[str, Any], ratio: str) -> str:
         time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
         ratio = f"{r['ratio']:.3f} ({r['ratio_low']:.3f}..{r['ratio_high']:.3f})"
         lines.append(f"{r['name']:<28}{time:>24}{ratio:>28}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *floor_lines(found["rows"])])
+
+
+def floor_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The least that the steps could take, where it was asked for."""
+    lines = [f"{r['name']:<28}{r['flops_ms']:>24.2f}{r['bytes_ms']:>28.2f}" for r in rows if "floor_ms" in r]
+    head = f"{'the least it could take, ms':<28}{'by its FLOPs':>24}{'by the bytes it moves':>28}"
+    return ["", head, *lines] if lines else []
 
 
 # ------------------------------------------------------------------ the naive loop
@@ -167,7 +201,7 @@ def against_reference(assembly: Assembly, steps: int, train: bool) -> dict[str, 
         raise UsageError("the reference is SID's published form; use sid with --form shared.")
     reference = reference_for(assembly)
     fp32 = assemble(replace(assembly.config, precision="fp32"), data=assembly.data, model=copy.deepcopy(assembly.model))
-    candidates: dict[str, Callable[..., object]] = {
+    candidates: dict[str, Step] = {
         "reference, fp32": lambda batch: reference.step((batch[0].contiguous(), batch[1])),
         "sidestep, fp32": fp32.engine.step,
     }

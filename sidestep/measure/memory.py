@@ -24,11 +24,12 @@ MB = 2**20
 
 
 class Activations:
-    """Bytes alive, filled in while `activation_bytes` runs: `current`, and the most there ever was, `peak`."""
+    """Bytes alive, filled in while `activation_bytes` runs: `current`, the most there ever was, `peak`, and `total`."""
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self.current = 0
         self.peak = 0
+        self.total = 0  # of all that ever came alive
         self._excluded = {_address(tensor) for tensor in exclude}
         self._owners: dict[int, int] = {}  # of each counted storage, by address
 
@@ -40,6 +41,7 @@ class Activations:
         self._owners[address] = self._owners.get(address, 0) + 1
         if self._owners[address] == 1:
             self.current += size
+            self.total += size
             self.peak = max(self.peak, self.current)
         weakref.finalize(owner, self._release, address, size).atexit = False
 
@@ -94,6 +96,14 @@ def graph_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int
     return held
 
 
+def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
+    """Bytes of all that autograd saves while `fn` runs, on any device."""
+    measured = Activations(exclude)
+    with _saving(measured):
+        fn()
+    return measured.total
+
+
 def peak_rss_mb() -> float:
     """The most memory this process has had resident since it began, in MB of 2**20 bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,14 +145,20 @@ class _GraphFree(TorchDispatchMode):
         return result
 
 
-@contextmanager
-def _recording(measured: Activations) -> Generator[Activations, None, None]:
-    mode = _GraphFree(measured)
+def _saving(measured: Activations) -> saved_tensors_hooks:
+    """Counts what autograd saves."""
 
     def pack(tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
         measured.count(tensor, owner=saved)
         return saved
+
+    return saved_tensors_hooks(pack, lambda saved: saved.tensor)
+
+
+@contextmanager
+def _recording(measured: Activations) -> Generator[Activations, None, None]:
+    mode = _GraphFree(measured)
 
     def pause(*_: object) -> None:
         mode.paused = True
@@ -153,7 +169,7 @@ def _recording(measured: Activations) -> Generator[Activations, None, None]:
     # An optimizer's state and scratch are made with gradients disabled too, and are not activations.
     hooks = [register_optimizer_step_pre_hook(pause), register_optimizer_step_post_hook(go_on)]
     try:
-        with mode, saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        with mode, _saving(measured):
             yield measured
     finally:
         for hook in hooks:

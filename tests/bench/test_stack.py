@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from sidestep.assemble import assemble
 from sidestep.bench import stack
-from sidestep.bench.stack import NAIVE, extractor_step
+from sidestep.bench.stack import NAIVE, ExtractorStep, extractor_step
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 
@@ -18,7 +19,7 @@ FLAGS = {"sid.form": "shared", "model.width": 32, "blocks": 3, "batch_size": 32,
 
 def test_the_cascades_share_and_its_ratio_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rounds: the naive cascade takes 10, 20, 30 ms, the stacked one 1, 5, 3, each beside its own extractor."""
-    times = {NAIVE: [15.0, 25.0, 35.0], "extractor alone, fp32": [5.0] * 3, "extractor alone, bf16": [2.0] * 3}
+    times = {NAIVE.name: [15.0, 25.0, 35.0], "extractor, fp32": [5.0] * 3, "extractor, bf16": [2.0] * 3}
     times |= {"stacked, bf16": [3.0, 7.0, 5.0]}
 
     def scripted(candidates: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
@@ -28,25 +29,27 @@ def test_the_cascades_share_and_its_ratio_by_hand(monkeypatch: pytest.MonkeyPatc
     found = stack.run(resolve("sid", FLAGS))
     rows = {row["name"]: row for row in found["rows"]}
     assert rows.keys() == {
-        NAIVE,
-        *(f"{name}, {p}" for name in ("streaming", "stacked", "extractor alone") for p in ("fp32", "bf16")),
+        NAIVE.name,
+        *(f"{name}, {p}" for name in ("streaming", "stacked", "extractor") for p in ("fp32", "bf16")),
     }
     assert rows["stacked, bf16"]["cascade_ms"] == 3.0
     assert rows["stacked, bf16"]["cascade_ratio"] == pytest.approx(0.1, rel=1e-12)  # of 0.1, 0.25 and 0.1
-    assert rows[NAIVE]["cascade_ms"] == 20.0 and rows[NAIVE]["cascade_ratio"] == 1.0
-    assert "cascade_ms" not in rows["extractor alone, bf16"]
+    assert rows[NAIVE.name]["cascade_ms"] == 20.0 and rows[NAIVE.name]["cascade_ratio"] == 1.0
+    assert "cascade_ms" not in rows["extractor, bf16"]
     assert max(map(len, found["text"].splitlines())) <= 80
 
 
 def test_the_extractor_alone_is_moved_forward_backward_and_update() -> None:
 
     assembly = assemble(resolve("sid", FLAGS))
-    step = extractor_step(assembly, "fp32")
-    before = [p.clone() for p in step.network.parameters()]
-    step.step(assembly.batches(0))
-    assert all(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
-    assert assembly.chain.hub is not None
-    assert all(torch.equal(a, b) for a, b in zip(before, assembly.chain.hub.parameters(), strict=True))
+    hub = assembly.chain.hub
+    assert hub is not None
+    own = copy.deepcopy(hub)
+    before = [p.clone() for p in hub.parameters()]
+    ExtractorStep(own, torch.optim.SGD(own.parameters(), lr=0.1)).step(assembly.batches(0))
+    assert all(not torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))
+    extractor_step(assembly, assembly.config)(assembly.batches(0))
+    assert all(torch.equal(a, b) for a, b in zip(before, hub.parameters(), strict=True))
 
 
 def test_what_is_not_the_published_form_is_refused() -> None:

@@ -37,7 +37,7 @@ def stacked(modules: int) -> Row:
         return {"name": name, "step_ms": 1.0, "cascade_ms": 2.0 * modules * ratio, "cascade_ratio": ratio, **ends}
 
     rows = [of("naive loop, fp32", 1.0), of("streaming, bf16", 0.8), of("stacked, bf16", 4 / modules)]
-    rows.append({"name": "extractor alone, bf16", "step_ms": 1.0})
+    rows.append({"name": "extractor, bf16", "step_ms": 1.0})
     return {"labels": {"arm": "SID", "modules": str(modules)}, "command": "sidestep bench stack", "rows": rows, **PLACE}
 
 
