@@ -43,6 +43,7 @@ format: $(VENV)/test
 # What a borrowed GPU is for: the studies of a part, the most important first, for so many minutes in all.  The same line
 # goes on where the rows end.  It runs in the machine's own Python, since nothing can be installed there.
 core    := gpu-core reproduction attribution gap label-noise cifar100 backbones
+engines := engines
 bll     := bll-images bll bll-choices bll-blocks bll-autoencoder bll-sequences
 PART    ?= core
 MINUTES ?= 9

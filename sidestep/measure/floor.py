@@ -18,9 +18,9 @@ from sidestep.measure.timing import interleaved
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the matrices whose product is timed: large enough for the best rate."""
-COPIED = {"cpu": 2**28, "cuda": 2**30}
-"""Bytes that are copied: many times what caches hold."""
-ROUNDS = 10
+COPIED = {"cpu": 2**27, "cuda": 2**30}
+"""Bytes that are copied: more than caches hold."""
+ROUNDS = 5
 
 
 @dataclass(frozen=True)

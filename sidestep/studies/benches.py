@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidestep.report.figures import Line, lines
+from sidestep.report.study import Section
 from sidestep.report.tables import Column, Format, Table, fixed, significant
+from sidestep.studies.rows import names, pick
 from sidestep.studies.study import Grid, Machine, Row
 
 Groups = Mapping[str, Sequence[Row]]
@@ -17,12 +19,20 @@ Entry = dict[str, Any]
 
 STEP, MEMORY = "step_ms", "peak_activation_mb"
 """The number that an entry is of, in ms or in MB of 2**20 bytes; its `ratio` is that over plain backprop's."""
+FLOOR = "floor_ms"
+"""The least that a step could take; benches from before it was measured lack it."""
 PLAIN = "plain backprop"
 CHECKPOINTED = "checkpointed backprop"
 """No candidate's own name: that one of them whose segments take the least memory."""
 SEGMENTS = "Checkpointing is by the segments, of 1, 2, 4 or 8 blocks, that need the least memory."
+LEAST = (
+    "The least a step could take is its FLOPs at the measured rate of a matrix product, or the bytes it has to move at "
+    "that of a copy, whichever is more."
+)
 TIMES = fixed(2)
 CAPTIONS = {"Step time": STEP, "Peak memory of a step": MEMORY}
+EAGER, COMPILED, GRAPHS = "eager", "compiled", "as CUDA graphs"
+"""How steps are run: labels of rows under `run`."""
 
 
 def grids(
@@ -80,13 +90,17 @@ def tables(timed: Groups, candidates: Mapping[str, str], count: str, where: str 
 def side_by_side(timed: Groups, candidates: Mapping[str, str], key: str, count: str) -> Table | None:
     """Plain backprop's step or memory, and how many times as much the candidates take."""
 
-    def cells(candidate: str, show: Callable[[Entry], str]) -> list[str | None]:
+    def cells(candidate: str, show: Callable[[Entry], str | None]) -> list[str | None]:
         found = [entry(rows, candidate, key) for rows in timed.values()]
         return [None if e is None else show(e) for e in found]
 
     unit = "ms" if key == STEP else "MiB"
     columns: list[Column] = [(f"plain backprop, {unit}", cells(PLAIN, lambda e: significant(e[key])))]
     columns += [(f"{called} ÷ that", cells(candidate, ratio)) for candidate, called in candidates.items()]
+    for candidate, called in {PLAIN: "plain backprop", **candidates}.items() if key == STEP else ():
+        columns.append(
+            (f"{called}, least ms", cells(candidate, lambda e: significant(e[FLOOR]) if FLOOR in e else None))
+        )
     if CHECKPOINTED in candidates:
         columns.append(("blocks a segment", cells(CHECKPOINTED, lambda e: e["name"].partition("/")[2])))
     return Table.of(list(timed), columns, count)
@@ -126,13 +140,38 @@ def over_depth(
     return figures
 
 
+def by_run(
+    rows: Sequence[Row], runs: Sequence[str], count: str, candidates: Mapping[str, str], heading: str, text: str
+) -> list[tuple[str, Section]]:
+    """What an answer says of the greatest count, and the section; nothing where nothing was measured.
+
+    runs: the labels `run` of rows, the first of which goes without saying.  count: what the label of that name counts.
+    """
+    series: dict[str, tuple[Groups, str]] = {}
+    found: list[tuple[str, Table]] = []
+    told: list[str] = []
+    for run in runs:
+        its = pick(rows, run=run)
+        timed = {n: pick(its, **{count: n}) for n in sorted(names(its, count), key=int)}
+        found += tables(timed, candidates, count, f", {run}")
+        told += [f"With {n} {count}, {run}: {costs(its, candidates)}." for n, its in timed.items()][-1:]
+        for candidate, called in {PLAIN: "backprop", **candidates}.items():
+            if run == runs[0]:
+                series[called] = (timed, candidate)
+            elif candidate != CHECKPOINTED:  # which the tables have: more lines than these cannot be told apart
+                series[f"{called}, {run}"] = (timed, candidate)
+    figures = over_depth(heading, series, count, ratios=False)
+    return [(" ".join(told), Section(heading, f"{text} {taken(rows)}", found, figures))] if found else []
+
+
 def taken(rows: Sequence[Row]) -> str:
     """What benches of step time and memory are worth, and where they were taken; empty where there are none."""
     benched = places(rows)
     return benched and (
         "Times are medians of steps taken in turn with plain backprop’s, quartiles in brackets; they hold for a "
         "machine with nothing else to do, and one taken beside other work is not to be believed. Memory is what a step "
-        f"needs beside parameters and optimizer state; on a GPU gradients and workspaces count. {benched}"
+        "needs beside parameters and optimizer state; on a GPU gradients and workspaces count. "
+        f"{LEAST + ' ' if any(FLOOR in e for row in rows for e in row.get('rows', ())) else ''}{benched}"
     )
 
 

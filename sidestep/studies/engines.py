@@ -1,7 +1,8 @@
-"""What the engines are worth: blocks in two processes beside pipelines, and equal blocks computed as one.
+"""What the engines are worth: one block at a time, blocks in several processes, equal blocks as one; beside rivals.
 
 Ranks: an MLP of eight layers of width 1024, batch 512, in two blocks on two processes.  Stack: simplecnn with L
-belief modules, the naive loop of the published form beside the engines.
+belief modules, the naive loop of the published form beside the engines.  Streaming: a residual MLP over depth and cut,
+and a ResNet-50; on a GPU also compiled and as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from sidestep.report.figures import Line, lines
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
 from sidestep.studies import benches
+from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER, FLOOR, GRAPHS, STEP
 from sidestep.studies.depths import by_depth
 from sidestep.studies.rows import names, pick
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "What is it worth that blocks wait for nobody, or are equal?"
-SID = "SID"
+SID, LOCAL = "SID", "local CE"
+STREAMED = {"local_ce (streaming)": LOCAL, CHECKPOINTED: "checkpointing"}
 RIVALS = {
     "one_process": "one process",
     "gpipe": "GPipe",
@@ -31,8 +34,8 @@ TIMES = fixed(2)
 
 
 def page(rows: Sequence[Row]) -> Page:
-    parts = [part for part in (ranks(rows), stack(rows)) if part]
-    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
+    parts = [*(part for part in (ranks(rows), stack(rows)) if part), *streaming(rows)]
+    answer = " ".join(text for text, _ in parts if text) or "Too little has run yet."
     return Page(QUESTION, answer, [section for _, section in parts], rows)
 
 
@@ -117,31 +120,101 @@ def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
     told = [f"{name} {between(last[name], 'cascade_ratio')}" for name in engines]
     text = (
         "The cascade is what is left of a step without the extractor’s own forward, backward and update, in the same "
-        f"round and precision; the naive loop is the published form in float32. {benches.places(list(found.values()))}"
+        f"round and precision; the naive loop is the published form in float32. "
+        f"{benches.LEAST} {benches.places(list(found.values()))}"
     )
     title = "The cascade’s part of a step"
     figure = (f"{title}.", lines(f"{title}, over modules", drawn, "modules", "÷ the naive loop’s", log_x=True), "")
-    table = Table.of(list(entries), columns, "modules")
+    steps: list[Column] = []
+    for name in next(iter(entries.values())):
+        steps.append((f"{name}, ms", [significant(its[name][STEP]) for its in entries.values()]))
+        least = [significant(its[name][FLOOR]) if FLOOR in its[name] else None for its in entries.values()]
+        steps.append(("least, ms", least))
+    shown = [(title, columns), ("A whole step, and the least that it could take", steps)]
+    tables = [(caption, table) for caption, its in shown if (table := Table.of(list(entries), its, "modules"))]
     answer = f"With {depth} modules the cascade takes, of the naive loop’s part of a step, {', '.join(told)}."
-    return answer, Section("Equal blocks computed as one", text, [(title, table)] if table else [], [figure])
+    return answer, Section("Equal blocks computed as one", text, tables, [figure])
+
+
+def streaming(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+    """Over depth, over how many blocks, and of a ResNet; nothing of what has not been measured."""
+    its = pick(rows, arm=LOCAL)
+    # A unit a block is a cut, too.
+    its += [row | {"labels": {**row["labels"], "blocks": DEEP}} for row in pick(its, units=DEEP)]
+    parts = {
+        "units": ("One block at a time, over depth", "A residual MLP of width 1024 with a block a unit."),
+        "blocks": ("One block at a time, over how many blocks", f"A residual MLP of {DEEP} units of width 1024."),
+        "residual blocks": ("One block at a time, a ResNet-50", "Of a quarter of its width, a block a residual block."),
+    }
+    runs = (EAGER, COMPILED, GRAPHS)
+    return [
+        (told if count != "blocks" else "", section)  # the finest cut is told of among the depths
+        for count, (heading, text) in parts.items()
+        for told, section in benches.by_run(its, runs, count, STREAMED, heading, f"{text} {benches.SEGMENTS}")
+    ]
 
 
 MODULES = {"modules": {str(n): f"--blocks {n}" for n in (10, 25, 50, 100, 200, 400)}}
 CHAIN = (
     "--data mnist --model mlp --set model.depth=8 --set model.width=1024 --blocks 2 --batch-size 512 --precision fp32"
 )
-ON: Mapping[Machine, int] = {"cpu": 1}
+CPU: Mapping[Machine, int] = {"cpu": 1}
+GPU: Mapping[Machine, int] = {"gpu": 1}
+RECORDED = "--set cuda_graph=true"
+UNITS = "--model resmlp --set model.width=1024"
+ON_CPU, ON_GPU = "--data mnist --batch-size 256", "--data cifar10-jpeg-q95 --batch-size 512 --precision bf16"
+DEEP = "64"
+SMALL = "--set model.depth=3 --set model.width=8 --blocks 3 --set compile=false --set cuda_graph=false"
+
+
+def units(*depths: int) -> Mapping[str, str]:
+    return {str(n): f"--set model.depth={n} --blocks {n}" for n in depths}
+
+
+def blocks(*counts: int) -> Mapping[str, str]:
+    return {str(n): f"--set model.depth={DEEP} --blocks {n}" for n in counts}
+
+
+def costs(
+    where: str, on: Mapping[Machine, int], run: str, words: str, count: str, variants: Mapping[str, str]
+) -> list[Grid]:
+    """Step time and memory of greedy local heads on the residual MLP, run in one way."""
+    varied = {"run": {run: words}, count: variants}
+    return benches.grids({LOCAL: "local_ce"}, f"{where} {UNITS}", varied, on, SMALL)
+
 
 STUDY = Study(
     QUESTION,
     [
         Grid(
-            {"local CE": "bench ranks local_ce", "SID in trunk form": "bench ranks sid", "BLL": "bench ranks bll"},
+            {LOCAL: "bench ranks local_ce", "SID in trunk form": "bench ranks sid", "BLL": "bench ranks bll"},
             f"{CHAIN} --train --set epochs=3",
-            seeds=ON,
+            seeds=CPU,
             smoke="--set model.width=16 --set epochs=1 --set batch_size=32 --steps 1",
         ),
-        Grid({SID: "bench stack sid --form shared"}, "--data mnist --model simplecnn", MODULES, ON, smoke="--steps 1"),
+        Grid({SID: "bench stack sid --form shared"}, "--data mnist --model simplecnn", MODULES, CPU, smoke="--steps 1"),
+        *costs(ON_CPU, CPU, EAGER, "", "units", units(4, 16, 64)),
+        *costs(ON_CPU, CPU, EAGER, "", "blocks", blocks(1, 4, 16)),
+        *benches.grids(
+            {LOCAL: "local_ce"},
+            "--data cifar10-jpeg-q95 --model resnet50 --set model.width=16 --batch-size 64",
+            {"run": {EAGER: ""}, "residual blocks": {"16": "--blocks 16"}},
+            CPU | GPU,
+            "--set model.width=4",
+        ),
+        Grid(
+            {SID: "bench stack sid --form shared"},
+            f"--data cifar10-jpeg-q95 --model simplecnn --precision bf16 {RECORDED}",
+            MODULES,
+            GPU,
+            smoke="--steps 1 --blocks 3 --set cuda_graph=false",
+        ),
+        *costs(ON_GPU, GPU, EAGER, "", "units", units(4, 16, 64, 256)),
+        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "units", units(4, 16, 64, 256)),
+        *costs(ON_GPU, GPU, EAGER, "", "blocks", blocks(1, 4, 16)),
+        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "blocks", blocks(1, 4, 16)),
+        # Each part is compiled by itself: hundreds take longer than a slot lasts.
+        *costs(ON_GPU, GPU, COMPILED, "--set compile=true", "units", units(4, 16, 64)),
     ],
     page,
 )

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import PERCENT, Table, fixed, shown
+from sidestep.report.tables import PERCENT, fixed, shown
 from sidestep.studies import against, benches
-from sidestep.studies.benches import CHECKPOINTED, PLAIN
-from sidestep.studies.rows import ACCURACY, names, pick, sizes, spread, table
+from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER
+from sidestep.studies.rows import ACCURACY, pick, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near to a strong ResNet-18 does local learning come, and what does a step of it cost over depth?"
 BACKPROP, SID = "backprop", "SID"
 CANDIDATES = {"sid (streaming)": SID, CHECKPOINTED: "checkpointing"}
-EAGER, COMPILED = "eager", "compiled"
 
 
 def page(rows: Sequence[Row]) -> Page:
@@ -50,22 +49,9 @@ def accuracy(rows: Sequence[Row]) -> list[tuple[str, Section]]:
 
 def cost(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     """As `accuracy`, of the benches."""
-    tables: list[tuple[str, Table]] = []
-    told: list[str] = []
-    series: dict[str, tuple[benches.Groups, str]] = {}
-    for run in (EAGER, COMPILED):
-        its = pick(rows, run=run)
-        timed = {depth: pick(its, depth=depth) for depth in sorted(names(its, "depth"), key=int)}
-        timed = {depth: found for depth, found in timed.items() if found}
-        tables += benches.tables(timed, CANDIDATES, "units", f", {run}")
-        told += [f"With {depth} units, {run}: {benches.costs(found, CANDIDATES)}." for depth, found in timed.items()][
-            -1:
-        ]
-        for candidate, called in {PLAIN: BACKPROP, **CANDIDATES}.items():
-            series[called if run == EAGER else f"{called}, {run}"] = (timed, candidate)
-    figures = benches.over_depth("eager and compiled", series, "units", ratios=False)
-    text = f"A residual MLP with a block a unit. {benches.SEGMENTS} {benches.taken(rows)}"
-    return [(" ".join(told), Section("Cost over depth", text, tables, figures))] if tables else []
+    heading = "Cost over depth"
+    text = f"A residual MLP with a block a unit. {benches.SEGMENTS}"
+    return benches.by_run(pick(rows, arm=SID), (EAGER, COMPILED), "units", CANDIDATES, heading, text)
 
 
 ARMS = {
@@ -76,7 +62,7 @@ ARMS = {
     "deep supervision, K = 4": "train deep_supervision --blocks 4",
     "SID, shared, L = 4": "train sid --form shared --blocks 4",
 }
-DEPTHS = {"depth": {str(units): f"--set model.depth={units} --blocks {units}" for units in (8, 16, 32, 64)}}
+DEPTHS = {"units": {str(units): f"--set model.depth={units} --blocks {units}" for units in (8, 16, 32, 64)}}
 UNITS = "--data cifar10-jpeg-q95 --model resmlp --set model.width=1024 --batch-size 4096 --precision bf16"
 ON: Mapping[Machine, int] = {"cpu": 0, "gpu": 1}
 SMALL = "--set model.width=8 --batch-size 64"

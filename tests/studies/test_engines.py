@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sidestep.studies.engines import page
 from sidestep.studies.study import Row
-from tests.studies.made import PLACE
-from tests.studies.pages import columns
+from tests.studies.made import PLACE, timed, weighed
+from tests.studies.pages import columns, written_of_every_part
 
 RANKS, STACK = "Blocks in several processes", "Equal blocks computed as one"
 
@@ -69,6 +70,46 @@ def test_the_cascades_part_stands_over_the_naive_loops_by_how_many_modules() -> 
     assert table["modules"] == ["10", "100"] and table["naive loop, ms"] == ["20.0", "200"]
     assert table["stacked, bf16 ÷ that"] == ["0.40 (0.36–0.44)", "0.04 (0.04–0.04)"]
     assert found.answer.startswith("With 100 modules the cascade takes, of the naive loop’s part of a step, streaming")
+
+
+def streamed(count: str, n: int, run: str, ms: float, mib: float) -> list[Row]:
+    """Local heads beside a backprop of 10 ms and 100 MiB, and checkpointing of 14 and 30."""
+    labels = {"arm": "local CE", "run": run, count: str(n)}
+    others = (
+        {"plain backprop": 10.0, "plain checkpointed/2": 14.0},
+        {"plain backprop": 100.0, "plain checkpointed/2": 30.0},
+    )
+    times, sizes = ({"local_ce (streaming)": own, **other} for own, other in zip((ms, mib), others, strict=True))
+    row = timed(labels, times)
+    for entry in row["rows"]:
+        entry["floor_ms"] = entry["step_ms"] / 4
+    return [row, weighed(labels, sizes)]
+
+
+def test_a_block_at_a_time_stands_beside_backprop_over_depth_and_over_cuts_of_the_deepest() -> None:
+    rows = [*streamed("units", 4, "eager", 11.0, 30.0), *streamed("units", 64, "eager", 12.0, 5.0)]
+    rows += [*streamed("units", 64, "as CUDA graphs", 9.0, 5.0), *streamed("blocks", 16, "eager", 10.5, 10.0)]
+    found = page(rows)
+    over_depth = columns(found, "One block at a time, over depth", "Step time, eager")
+    assert over_depth["units"] == ["4", "64"]
+    assert over_depth["local CE ÷ that"] == ["1.10 (0.99–1.21)", "1.20 (1.08–1.32)"]
+    assert over_depth["plain backprop, least ms"] == ["2.50", "2.50"] and over_depth["local CE, least ms"] == [
+        "2.75",
+        "3.00",
+    ]
+    cuts = columns(found, "One block at a time, over how many blocks", "Peak memory of a step, eager")
+    assert cuts["blocks"] == ["16", "64"] and cuts["local CE ÷ that"] == ["0.10", "0.05"]
+    assert (
+        "With 64 units, as CUDA graphs: local CE takes 0.05 of the memory and 0.90 (0.81–0.99) of the step time of "
+        "plain backprop; checkpointing takes 0.30 of the memory and 1.40 (1.26–1.54) of the step time of plain "
+        "backprop."
+    ) in found.answer
+    assert "16 blocks" not in found.answer
+
+
+def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
+    rows = [ranked("local CE", 0.9), stacked(10), *streamed("units", 4, "eager", 11.0, 30.0)]
+    written_of_every_part(page, rows, tmp_path)
 
 
 def test_before_anything_has_run_the_page_says_so() -> None:

@@ -21,7 +21,7 @@ from tests.studies.pages import columns, written_of_every_part
 
 ROOT = Path(sidestep.__file__).parents[1]
 BENCHED = [
-    make({"arm": "SID", "run": run, "depth": str(depth)}, numbers)
+    make({"arm": "SID", "run": run, "units": str(depth)}, numbers)
     for run, faster in (("eager", 1.0), ("compiled", 2.0))
     for depth in (64, 8)
     for make, numbers in (
@@ -33,19 +33,28 @@ ROWS = [*(trained({"arm": arm}, 0.95 - 0.01 * n) for n, arm in enumerate(ARMS)),
 
 
 @pytest.mark.parametrize(
-    ("study", "sections"),
+    ("study", "only", "sections"),
     [
-        ("gpu-core", {"ResNet-18 on CIFAR-10": 1, "Cost over depth": 4}),
-        ("bll-images", {"ResNet-18 on CIFAR-10": 3}),
+        ("gpu-core", "--device cuda", {"ResNet-18 on CIFAR-10": 1, "Cost over depth": 4}),
+        ("bll-images", "--device cuda", {"ResNet-18 on CIFAR-10": 3}),
+        (
+            "engines",
+            "--set cuda_graph=true",  # half of them, the others being the same words with less
+            {
+                "Equal blocks computed as one": 2,
+                "One block at a time, over depth": 2,
+                "One block at a time, over how many blocks": 2,
+            },
+        ),
     ],
 )
 def test_the_smoke_of_what_is_for_a_gpu_leaves_a_page_with_every_number_and_repeats_nothing(
-    study: str, sections: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: str, only: str, sections: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["study", study, "--smoke", "--only", "--device cuda", "--json"]
+    words = ["study", study, "--smoke", "--only", only, "--json"]
     words += ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert cli.main(words) == 0
-    pieces = [piece for piece in study_named(study).pieces(smoke=True) if "--device cuda" in piece.command]
+    pieces = [piece for piece in study_named(study).pieces(smoke=True) if only in piece.command]
     file = tmp_path / f"{study}.jsonl"
     rows, left = read_jsonl(file), file.read_bytes()
     assert [row["command"] for row in rows] == [piece.command for piece in pieces]
@@ -89,7 +98,7 @@ def test_the_first_evidence_is_training_and_all_of_it_is_for_a_gpu() -> None:
     assert all(piece.words[-2:] == ("--device", "cuda") for piece in pieces)
 
 
-@pytest.mark.parametrize(("part", "first"), [("core", "gpu-core"), ("bll", "bll-images")])
+@pytest.mark.parametrize(("part", "first"), [("core", "gpu-core"), ("bll", "bll-images"), ("engines", "engines")])
 def test_make_gpu_evidence_runs_known_studies_with_the_python_and_minutes_it_is_given(part: str, first: str) -> None:
     words = ["make", "-n", "--no-print-directory", "gpu-evidence"]
     words += [f"PART={part}", "MINUTES=7", "RESULTS=there", "PYTHON=some-python"]
