@@ -139,8 +139,6 @@ def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
 def streaming(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     """Over depth, over how many blocks, and of a ResNet; nothing of what has not been measured."""
     its = pick(rows, arm=LOCAL)
-    # A unit a block is a cut, too.
-    its += [row | {"labels": {**row["labels"], "blocks": DEEP}} for row in pick(its, units=DEEP)]
     parts = {
         "units": ("One block at a time, over depth", "A residual MLP of width 1024 with a block a unit."),
         "blocks": ("One block at a time, over how many blocks", f"A residual MLP of {DEEP} units of width 1024."),
@@ -163,7 +161,7 @@ GPU: Mapping[Machine, int] = {"gpu": 1}
 RECORDED = "--set cuda_graph=true"
 UNITS = "--model resmlp --set model.width=1024"
 ON_CPU, ON_GPU = "--data mnist --batch-size 256", "--data cifar10-jpeg-q95 --batch-size 512 --precision bf16"
-DEEP = "64"
+DEEP = 64
 SMALL = "--set model.depth=3 --set model.width=8 --blocks 3 --set compile=false --set cuda_graph=false"
 
 
@@ -194,7 +192,7 @@ STUDY = Study(
         ),
         Grid({SID: "bench stack sid --form shared"}, "--data mnist --model simplecnn", MODULES, CPU, smoke="--steps 1"),
         *costs(ON_CPU, CPU, EAGER, "", "units", units(4, 16, 64)),
-        *costs(ON_CPU, CPU, EAGER, "", "blocks", blocks(1, 4, 16)),
+        *costs(ON_CPU, CPU, EAGER, "", "blocks", blocks(1, 4, 16, DEEP)),
         *benches.grids(
             {LOCAL: "local_ce"},
             "--data cifar10-jpeg-q95 --model resnet50 --set model.width=16 --batch-size 64",
@@ -211,8 +209,8 @@ STUDY = Study(
         ),
         *costs(ON_GPU, GPU, EAGER, "", "units", units(4, 16, 64, 256)),
         *costs(ON_GPU, GPU, GRAPHS, RECORDED, "units", units(4, 16, 64, 256)),
-        *costs(ON_GPU, GPU, EAGER, "", "blocks", blocks(1, 4, 16)),
-        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "blocks", blocks(1, 4, 16)),
+        *costs(ON_GPU, GPU, EAGER, "", "blocks", blocks(1, 4, 16, DEEP)),
+        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "blocks", blocks(1, 4, 16, DEEP)),
         # Each part is compiled by itself: hundreds take longer than a slot lasts.
         *costs(ON_GPU, GPU, COMPILED, "--set compile=true", "units", units(4, 16, 64)),
     ],

@@ -93,7 +93,7 @@ def run(
     if rows:
         from sidestep.report.study import write_page
 
-        write_page(study.page(rows), page)
+        write_page(study.page(study.labelled(rows)), page)
     text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f"\npage: {page}" if rows else "")
     return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}
 

@@ -139,16 +139,28 @@ class Study:
 
         smoke: what any machine would run, on digits and on this one's CPU, with nothing chosen between candidates.
         """
-        if smoke:
-            found = [
-                piece.on_digits(f"{grid.smoke} --device cpu")
-                for grid in self.grids
-                for machine in MACHINES
-                for piece in (*grid.trials(machine), *replace(grid, candidates={}).pieces(machine, 0))
-            ]
-        else:
-            most = max((grid.seeds.get(machine, 0) for grid in self.grids), default=0)
-            count = most if seeds is None else min(seeds, most)
-            found = [piece for grid in self.grids for piece in grid.trials(machine)]
-            found += [piece for seed in range(count) for g in self.grids for piece in g.pieces(machine, seed, rows)]
+        found = self._smoke() if smoke else self._all(machine, seeds, rows)
         return list({piece.command: piece for piece in found}.values())
+
+    def labelled(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows, each under the labels of every piece that is its command: what grids share is run once."""
+        labels: dict[str, list[Mapping[str, str]]] = {}
+        for piece in (*self._smoke(), *(p for machine in MACHINES for p in self._all(machine, None, rows))):
+            known = labels.setdefault(piece.command, [])
+            if piece.labels not in known:
+                known.append(piece.labels)
+        return [row | {"labels": dict(own)} for row in rows for own in labels.get(row["command"], [row["labels"]])]
+
+    def _smoke(self) -> list[Piece]:
+        return [
+            piece.on_digits(f"{grid.smoke} --device cpu")
+            for grid in self.grids
+            for machine in MACHINES
+            for piece in (*grid.trials(machine), *replace(grid, candidates={}).pieces(machine, 0))
+        ]
+
+    def _all(self, machine: Machine, seeds: int | None, rows: Sequence[Row]) -> list[Piece]:
+        most = max((grid.seeds.get(machine, 0) for grid in self.grids), default=0)
+        count = most if seeds is None else min(seeds, most)
+        found = [piece for grid in self.grids for piece in grid.trials(machine)]
+        return found + [piece for seed in range(count) for g in self.grids for piece in g.pieces(machine, seed, rows)]

@@ -89,6 +89,7 @@ def streamed(count: str, n: int, run: str, ms: float, mib: float) -> list[Row]:
 def test_a_block_at_a_time_stands_beside_backprop_over_depth_and_over_cuts_of_the_deepest() -> None:
     rows = [*streamed("units", 4, "eager", 11.0, 30.0), *streamed("units", 64, "eager", 12.0, 5.0)]
     rows += [*streamed("units", 64, "as CUDA graphs", 9.0, 5.0), *streamed("blocks", 16, "eager", 10.5, 10.0)]
+    rows += streamed("blocks", 64, "eager", 12.0, 5.0)
     found = page(rows)
     over_depth = columns(found, "One block at a time, over depth", "Step time, eager")
     assert over_depth["units"] == ["4", "64"]

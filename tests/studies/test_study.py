@@ -72,6 +72,19 @@ def test_a_study_is_its_arms_by_its_variants_by_its_seeds_and_every_arms_first_s
     assert len(SMALL.pieces("gpu", smoke=True)) == 4 + 1 + 4 + 1  # what a GPU runs, and what a CPU runs, once each
 
 
+def test_a_command_of_two_grids_is_run_once_and_read_under_the_labels_of_both() -> None:
+    shared = "train sid --blocks 2"
+    study = Study("?", [Grid({"deep": shared}, seeds={"cpu": 1}), Grid({"cut": shared}, seeds={"cpu": 1})], page)
+    (piece,) = study.pieces()
+    old = {"labels": {"arm": "gone"}, "command": "sidestep train sid --blocks 3"}
+    row = {"labels": dict(piece.labels), "command": piece.command, "seed": 0}
+    assert study.labelled([old, row]) == [
+        old,
+        row | {"labels": {"arm": "deep"}},
+        row | {"labels": {"arm": "cut"}},
+    ]
+
+
 class Fake:
     """Stands for the command line: notes what it was asked, and answers or fails."""
 
