@@ -359,7 +359,7 @@ COMMANDS: dict[str, Command] = {
             "--steps": {
                 "type": count,
                 "metavar": "N",
-                "help": "how many are timed (step, stack: 20); ranks, scale: turns of six (14)",
+                "help": "how many are timed (step, stack: 20); ranks, scale: turns of twelve (14)",
             },
             "--train": {
                 "action": "store_true",

@@ -28,7 +28,7 @@ from sidestep.ranks import Ranks, joined
 from sidestep.train import Trainer
 
 MICROBATCHES = (2, 4, 8, 16)
-STEPS_A_TURN = 6
+STEPS_A_TURN = 12
 """Steps that are timed as one: ranks that run ahead fill up in the first, which a run does once an epoch."""
 BATCHES = 16
 """Taken in turn: what has learnt one batch by heart has gradients so small that a CPU is slow with them."""

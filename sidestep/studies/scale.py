@@ -65,7 +65,7 @@ def validated(rows: Sequence[Row]) -> tuple[str, Section] | None:
     text = (
         "Predictions are made of blocks, stages and messages that were timed alone, before; nothing is fitted to "
         "these runs. Beside them goes what the cores give when all are busy, from the same run. Every time is the "
-        f"mean of six steps that begin together. {benches.places(found)}"
+        f"mean of twelve steps that begin together. {benches.places(found)}"
     )
     return answer, Section("Predicted beside measured", text, tables, [])
 
