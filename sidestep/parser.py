@@ -191,3 +191,44 @@ def metavar(kind: Any) -> str:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     names = {int: "N", float: "X", Path: "PATH"}
     return next((names[member] for member in (kind, *get_args(kind)) if member in names), "WORD")
+
+
+# ---------------------------------------------------------------- types of further flags
+
+UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+
+def whole(text: str, least: int = 0) -> int:
+    """An integer of at least 0."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least {least}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    return whole(text, least=1)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Integers of at least 1, with commas between them."""
+    return tuple(count(part) for part in text.split(","))
+
+
+def size(text: str) -> int:
+    """Bytes, from a number and a unit of 1024."""
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number and a unit, such as 8GB or 500MB")
+    return round(positive(number) * UNITS[unit])
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return value

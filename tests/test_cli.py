@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sidestep import cli
+from sidestep import cli, commands
 from sidestep.config import TrainConfig, from_toml, resolve
 from sidestep.data import DATASETS
 from sidestep.errors import DataError, UsageError
@@ -297,16 +297,16 @@ def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(m
 
     def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
         calls.append((args, kwargs))
-        monkeypatch.setattr(cli.time, "monotonic", lambda: 200.0)  # the first took 100 seconds
+        monkeypatch.setattr(commands.time, "monotonic", lambda: 200.0)  # the first took 100 seconds
         return {"text": "a page", "left": 2}
 
     install(monkeypatch, "sidestep.studies.runner", run)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(commands.time, "monotonic", lambda: 100.0)
     words = ["--gpu", "--minutes", "9", "--results", "r", "--only", "train sid"]
     assert cli.main(["study", "reproduction", "alpha", *words]) == 0
     where = {"results": Path("r"), "runs": Path("runs/studies"), "machine": "gpu", "seeds": None, "smoke": False}
     where |= {"only": "train sid"}
-    assert [args for args, _ in calls] == [("reproduction", cli.execute), ("alpha", cli.execute)]
+    assert [args for args, _ in calls] == [("reproduction", commands.execute), ("alpha", commands.execute)]
     assert [found for _, found in calls] == [
         where | {"minutes": 9.0, "page_only": False},
         where | {"minutes": 9.0 - 100 / 60, "page_only": False},
@@ -376,7 +376,7 @@ def test_datasets_show_the_users_own_folders(
 
 def test_a_table_wraps_its_last_column_at_80() -> None:
     rows = [{"name": "a", "about": "word " * 30}, {"name": "longer", "about": ""}]
-    lines = cli.table(rows).splitlines()
+    lines = commands.table(rows).splitlines()
     assert lines[0] == "name    about"
     assert lines[1].startswith("a       word word") and lines[2].startswith("        word")
     assert lines[-1] == "longer"
@@ -386,9 +386,9 @@ def test_a_table_wraps_its_last_column_at_80() -> None:
 # ---------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for method in METHODS if cli.COMMANDS[command].own_fields else [""]:
+    for method in METHODS if commands.COMMANDS[command].own_fields else [""]:
         words = ["step", method] if command == "bench" else [method] if method else []
         assert cli.main([command, *words, "--help"]) == 0
         out = capsys.readouterr().out
@@ -397,14 +397,14 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
         assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import_module("sidestep.report.study")  # made of report.build, which is replaced now
-    commands = ["train", "comparison", "evaluate", "report.build"]
-    for module in (*commands, "measure.describe", "measure.isolation", "bench.step", "simulate.plan"):
+    runners = ["train", "comparison", "evaluate", "report.build"]
+    for module in (*runners, "measure.describe", "measure.isolation", "bench.step", "simulate.plan"):
         seen(monkeypatch, f"sidestep.{module}")
     install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0})
-    assert cli.main(cli.COMMANDS[command].example.split()[1:]) == 0
+    assert cli.main(commands.COMMANDS[command].example.split()[1:]) == 0
 
 
 def test_help_shows_a_methods_own_flags_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,7 +419,7 @@ def test_help_shows_a_methods_own_flags_with_their_meaning(capsys: pytest.Captur
 def test_no_command_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert all(f"\n  {name} " in out for name in commands.COMMANDS)
     assert max(map(len, out.splitlines())) <= 80
 
 

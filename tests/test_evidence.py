@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sidestep.cli import COMMANDS
+from sidestep.commands import COMMANDS
 from sidestep.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent

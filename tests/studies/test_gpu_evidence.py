@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sidestep
-from sidestep import cli
+from sidestep import cli, commands
 from sidestep.files import read_jsonl
 from sidestep.studies import STUDIES, study_named
 from sidestep.studies.gpu_core import ARMS, page
@@ -129,7 +129,7 @@ class Clock:
 def studied(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> Clock:
     clock = Clock()
     monkeypatch.setattr("sidestep.studies.runner.run", clock.run)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(commands.time, "monotonic", lambda: clock.now)
     assert cli.main(["study", *words]) == 0
     return clock
 

@@ -267,11 +267,11 @@ def test_an_unknown_study_is_named_with_the_nearest(capsys: pytest.CaptureFixtur
 
 KILLED = """
 import sys
-from sidestep import cli, studies
+from sidestep import cli, commands, studies
 from sidestep.studies import runner
 from tests.studies.test_study import SMALL
 studies.STUDIES["small"] = ""
-runner.study_named = cli.study_named = lambda _: SMALL
+runner.study_named = commands.study_named = lambda _: SMALL
 sys.exit(cli.main(["study", "small", "--seeds", "1", *sys.argv[1:]]))
 """
 
