@@ -122,6 +122,8 @@ class TrainConfig:
                 f"got batch_size={self.batch_size} and accumulate={self.accumulate}, expected a batch of equal "
                 "micro-batches; change one of them."
             )
+        if self.cuda_graph and self.compile:
+            raise UsageError("got compile=true and cuda_graph=true, expected one of them; drop the other.")
         if self.cuda_graph and self.ema:
             raise UsageError(
                 f"got cuda_graph=true and ema={self.ema:g}, whose count a recorded step would not move; drop one."

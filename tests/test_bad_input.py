@@ -65,6 +65,7 @@ def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *say
         ("train sid --augment crop,flop", "unknown augmentation 'flop'; did you mean 'flip'?"),
         ("train sid --context 9", "context=9, but digits has no tokens; give it with a text or a generated task."),
         ("train bll --target inputs --label-noise 0.2", "got label_noise=0.2 and target=inputs, which reads no label"),
+        ("train sid --cuda-graph --compile", "got compile=true and cuda_graph=true, expected one of them"),
         ("train sid --cuda-graph --ema 0.9", "got cuda_graph=true and ema=0.9, whose count a recorded step would not"),
         ("train sid --cuda-graph --device cpu", "got a CUDA graph on cpu, expected a CUDA device; leave --cuda-graph"),
         ("train sid --device cpuu", "unknown device 'cpuu'; expected auto, cpu or cuda."),

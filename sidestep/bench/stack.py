@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench.plain import PlainTraining
-from sidestep.bench.step import Step, as_set, circumstances, floor_lines, rates_of, reference_for, rows_of
+from sidestep.bench.step import UNTIMED, Step, as_set, circumstances, floor_lines, rates_of, reference_for, rows_of
 from sidestep.config import TrainConfig
 from sidestep.errors import UsageError
 from sidestep.measure.floor import Demand
@@ -75,7 +75,7 @@ def run(config: TrainConfig, *, rounds: int = 20) -> dict[str, Any]:
             steps[Candidate(engine, precision, graph)] = stepping
         steps[Candidate(EXTRACTOR, precision, graph)] = extractor_step(assembly, own)
     named = {candidate.name: partial(step, batch) for candidate, step in steps.items()}
-    samples = interleaved(named, rounds, device=assembly.device)
+    samples = interleaved(named, rounds, UNTIMED, assembly.device)
     rows = rows_of(samples, NAIVE.name, len(batch[0]))
     naive = cascade(samples, NAIVE)
     rates = {precision: rates_of(assembly, precision) for precision in precisions}

@@ -19,7 +19,7 @@ from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
 from sidestep.core.task import classes
-from sidestep.engines.captured import CapturedStep
+from sidestep.engines.captured import WARM_UP, CapturedStep
 from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
@@ -32,6 +32,8 @@ from sidestep.schedules import schedule
 from sidestep.train import device_name
 
 SEGMENTS = (1, 2, 4, 8)
+UNTIMED = WARM_UP + 1
+"""Rounds before those that are timed: a CUDA graph is recorded in the last of them."""
 Step = Callable[[tuple[Tensor, Tensor]], object]
 
 
@@ -126,7 +128,7 @@ def measured(assembly: Assembly, candidates: Mapping[str, Step], base: str, step
     """Time all candidates on one batch, in turn; `ratio` is a candidate's time over the base's in the same round."""
     batch = assembly.batches(0)
     samples = interleaved(
-        {name: partial(step, batch) for name, step in candidates.items()}, rounds=steps, device=assembly.device
+        {name: partial(step, batch) for name, step in candidates.items()}, steps, UNTIMED, assembly.device
     )
     return {"base": base, "rows": rows_of(samples, base, len(batch[0]))} | circumstances(assembly)
 

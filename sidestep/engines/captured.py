@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, final
 
@@ -56,7 +57,9 @@ class CapturedStep(Generic[T]):
     def _warm_up(self, batch: tuple[Tensor, Tensor]) -> T:
         """A step on the stream that is recorded from later, where autograd remembers to be."""
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), warnings.catch_warnings():
+            # Adam warns of steps that are not recorded, though these are on their way to be.
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
             if self.warm:
                 found = self.step(batch)
             else:

@@ -53,7 +53,7 @@ def test_memory_counts_one_block_for_local_learning_and_all_for_backprop() -> No
 
 
 def test_ratios_are_over_the_base_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scripted(candidates: dict[str, Any], **_: Any) -> dict[str, list[float]]:
+    def scripted(candidates: dict[str, Any], *_: Any) -> dict[str, list[float]]:
         return {name: [2.0, 8.0, 3.0] if name == "a" else [1.0, 2.0, 3.0] for name in candidates}
 
     monkeypatch.setattr(step, "interleaved", scripted)
