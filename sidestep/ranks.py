@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from sidestep import checkpoint
 from sidestep.assemble import Assembly
 from sidestep.engines.dist_wire import DistWire
+from sidestep.engines.lanes import lanes_between
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError
@@ -34,14 +35,21 @@ class Ranks:
     """This process among `count` of them; one alone has rank 0 and nobody to talk to.
 
     placement: of all of them; replicas of a rank follow each other.  restarted: whether these came up because others
-    before them had failed.
+    before them had failed.  direct: whether each has an accelerator of its own, and messages go from one to another.
     """
 
     def __init__(
-        self, rank: int = 0, placement: Placement | None = None, *, watch: Watch | None = None, restarted: bool = False
+        self,
+        rank: int = 0,
+        placement: Placement | None = None,
+        *,
+        watch: Watch | None = None,
+        restarted: bool = False,
+        direct: bool = False,
     ) -> None:
         self.placement = placement or Placement()
         self.rank, self.count, self.watch, self.restarted = rank, self.placement.processes, watch, restarted
+        self.direct = direct
         self.wire: DistWire | None = None
 
     def told(self, find: Callable[[], T]) -> T:
@@ -83,7 +91,12 @@ class Ranks:
         mesh = init_device_mesh("cpu", (ranks, replicas), mesh_dim_names=("blocks", "replicas"))
         if ranks > 1:
             called = [stage * replicas + self.rank % replicas for stage in range(ranks)]
-            self.wire = DistWire(mesh.get_group("blocks"), shares, run, assembly.device, called)
+            device, lanes = assembly.device, None
+            if self.direct:
+                device = torch.device("cuda", torch.cuda.current_device())
+                chains = [range(first, self.count, replicas) for first in range(replicas)]
+                lanes = lanes_between(chains, self.rank, device, "nccl")
+            self.wire = DistWire(mesh.get_group("blocks"), shares, run, device, called, lanes)
         same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
         return assembly.engine.share(shares[self.rank // replicas], self.wire, same)
 
@@ -121,12 +134,12 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = meeting_point(count, opens=ours and rank == 0)
-    # NCCL refuses two processes on one device; messages go through the CPU's memory either way.
-    backend = "cpu:gloo,cuda:nccl" if devices >= here else "gloo"
+    direct = devices >= here  # NCCL refuses two processes on one device
+    backend = "cpu:gloo,cuda:nccl" if direct else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
     watch = Watch(meeting_point(count, opens=False), rank, count)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    ranks = Ranks(rank, placement, watch=watch, restarted=restarted)
+    ranks = Ranks(rank, placement, watch=watch, restarted=restarted, direct=direct)
     try:
         yield ranks
     except BaseException as error:  # raised again: the others are to hear of it, be it a signal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from queue import Queue
 from typing import final
 
@@ -14,11 +14,10 @@ from torch.distributed import ProcessGroup
 from sidestep.core.emit import Message
 from sidestep.errors import WireError, cause
 
+from .lanes import CHUNK, Lane
 from .packets import HEAD, pack, read_head, unpack
 from .wire import Edge, When
 
-CHUNK = 1 << 20
-"""Bytes sent at once: a peer that dies in the middle of more than this is noticed late by gloo, or not at all."""
 WINDOW = 4
 """Messages that wait to be sent, or lie received ahead, for one peer."""
 FAREWELL = "farewell"
@@ -34,8 +33,11 @@ class DistWire:
 
     group: of all processes, with a backend for tensors on the CPU.  shares: the blocks of each, by rank.  run: 16 bytes
     that all agree on.  device: of this process's blocks.  called: what errors call the ranks, where it is not by their
-    places in the group.  Raises WireError for a message that is damaged, is not
-    the one that is due, has another shape or dtype than in the step before, or does not come as its sender has ended.
+    places in the group.  lanes: ways for what lies on the device, by the ranks they leave and reach; what has none goes
+    through the CPU's memory.
+
+    Raises WireError for a message that is damaged, is not the one that is due, has another shape or dtype than in the
+    step before, or does not come as its sender has ended.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class DistWire:
         run: bytes,
         device: torch.device = CPU,
         called: Sequence[int] | None = None,
+        lanes: Mapping[tuple[int, int], Lane] | None = None,
     ) -> None:
-        self.group, self.run, self.device = group, run, device
+        self.group, self.run, self.device, self.lanes = group, run, device, lanes or {}
         self.called = range(len(shares)) if called is None else called
         self.rank_of = {n: rank for rank, own in enumerate(shares) for n in own}
         self.senders: dict[int, _Sender] = {}
@@ -59,7 +62,8 @@ class DistWire:
     def receive(self, edge: Edge) -> Message:
         peer = self.rank_of[edge.source]
         if peer not in self.receivers:
-            self.receivers[peer] = _Receiver(self.group, peer, self.called[peer], self.run, self.device)
+            lane = self.lanes.get((peer, self.rank_of[edge.target]))
+            self.receivers[peer] = _Receiver(self.group, peer, self.called[peer], self.run, self.device, lane)
         message = self.receivers[peer].receive(edge)
         if edge.when.training:
             layout = [(m.dtype, m.shape) for m in message]
@@ -81,43 +85,53 @@ class DistWire:
     def _sender(self, edge: Edge) -> _Sender:
         peer = self.rank_of[edge.target]
         if peer not in self.senders:
-            self.senders[peer] = _Sender(self.group, peer, self.called[peer], self.run)
+            lane = self.lanes.get((self.rank_of[edge.source], peer))
+            self.senders[peer] = _Sender(self.group, peer, self.called[peer], self.run, lane)
         return self.senders[peer]
 
 
 class _Sender(threading.Thread):
-    def __init__(self, group: ProcessGroup, peer: int, called: int, run: bytes) -> None:
+    def __init__(self, group: ProcessGroup, peer: int, called: int, run: bytes, lane: Lane | None) -> None:
         super().__init__(name=f"to rank {called}", daemon=True)
-        self.group, self.peer, self.called, self.run_id = group, peer, called, run
-        self.waiting: Queue[tuple[Tensor, Tensor] | None] = Queue(WINDOW)
+        self.group, self.peer, self.called, self.run_id, self.lane = group, peer, called, run, lane
+        self.waiting: Queue[tuple[tuple[Tensor, ...], torch.cuda.Event | None] | None] = Queue(WINDOW)
         self.lost: Exception | None = None
         self.start()
 
     def send(self, edge: Edge, message: Message) -> None:
         if self.lost is not None:
             raise WireError(f"{edge}: rank {self.called} is gone ({cause(self.lost)}).")
-        self.waiting.put(pack(self.run_id, edge, message))
+        self._put(edge, message)
 
     def end(self, reason: str) -> None:
         farewell = torch.frombuffer(bytearray(reason.encode()), dtype=torch.uint8)
-        self.waiting.put(pack(self.run_id, Edge(FAREWELL, When(False, 0), 0, 0), (farewell,)))
+        self._put(Edge(FAREWELL, When(False, 0), 0, 0), (farewell,))
         self.waiting.put(None)
 
+    def _put(self, edge: Edge, message: Message) -> None:
+        packet = pack(self.run_id, edge, message, self.lane and self.lane.device)
+        self.waiting.put((packet, self.lane and self.lane.ready()))
+
     def run(self) -> None:
-        while (packet := self.waiting.get()) is not None:
+        while (waiting := self.waiting.get()) is not None:
             if self.lost is None:  # else who puts more in must not wait for room
                 try:
-                    head, body = packet
+                    (head, body, *cargo), ready = waiting
                     for piece in (head, *body.split(CHUNK)):
                         self.group.send([piece], self.peer, 0).wait()
+                    if self.lane is not None and cargo:
+                        self.lane.send(cargo[0], ready)
                 except Exception as error:  # whatever it is, who sends must hear of it
                     self.lost = error
 
 
 class _Receiver(threading.Thread):
-    def __init__(self, group: ProcessGroup, peer: int, called: int, run: bytes, device: torch.device) -> None:
+    def __init__(
+        self, group: ProcessGroup, peer: int, called: int, run: bytes, device: torch.device, lane: Lane | None
+    ) -> None:
         super().__init__(name=f"from rank {called}", daemon=True)
         self.group, self.peer, self.called, self.run_id, self.device = group, peer, called, run, device
+        self.lane = lane
         self.arrived: Queue[tuple[Edge, Message] | Exception] = Queue(WINDOW)
         self.ended: Exception | None = None
         self.start()
@@ -132,6 +146,9 @@ class _Receiver(threading.Thread):
         arrived, message = found
         if arrived != edge:
             raise WireError(f"got {arrived}, expected {edge}.")
+        for m in message:
+            if m.is_cuda:  # made on the lane's stream: its memory must not be given away while this one reads it
+                m.record_stream(torch.cuda.current_stream(m.device))
         return message
 
     def run(self) -> None:
@@ -151,7 +168,12 @@ class _Receiver(threading.Thread):
         body = torch.empty(announced.body, dtype=torch.uint8)
         for piece in body.split(CHUNK):
             self.group.recv([piece], self.peer, 0).wait()
-        return unpack(announced, body, self.device)
+        opened = unpack(announced, body)
+        if not opened.cargo:
+            return opened.edge, opened.message(self.device)
+        if self.lane is None:
+            raise WireError("got a message that travels apart, expected one that goes through the CPU's memory")
+        return opened.edge, opened.message(self.device, self.lane.receive(opened.cargo))
 
 
 def _words(layout: list[tuple[torch.dtype, torch.Size]]) -> str:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sidestep.engines.dist_wire import CHUNK, WINDOW, DistWire
+from sidestep.engines.dist_wire import WINDOW, DistWire
+from sidestep.engines.lanes import CHUNK, Lane
 from sidestep.engines.packets import pack
 from sidestep.engines.wire import Edge, When
 from sidestep.errors import WireError
 
+CPU = torch.device("cpu")
 RUN = bytes(16)
 SHARES = [range(2), range(2, 3)]
 
@@ -116,6 +118,37 @@ def test_a_damaged_message_is_refused_by_the_name_of_its_edge(
     thread.start()
     with pytest.raises(WireError, match=f"0 match from block 1 to 2, step 0, micro-batch 0: got .*{words}"):
         receiver.receive(edge(0))
+
+
+def test_what_has_a_lane_goes_there_and_the_rest_through_the_wire(groups: list[ProcessGroup]) -> None:
+    """The CPU stands for the accelerator: the lane sees every tensor of a message, more than a chunk of it."""
+    gone: list[int] = []
+
+    class Seen(Lane):
+        def send(self, cargo: Tensor, ready: object) -> None:
+            gone.append(len(cargo))
+            super().send(cargo, None)
+
+    sender = DistWire(groups[0], SHARES, RUN, lanes={(0, 1): Seen(groups[0], 1, CPU)})
+    receiver = DistWire(groups[1], SHARES, RUN, lanes={(0, 1): Lane(groups[1], 0, CPU)})
+    message = torch.randn(CHUNK // 4 + 3), torch.arange(5)
+    sender.send(edge(0), message)
+    sender.send(edge(1, "empty"), ())
+    assert all(torch.equal(a, b) for a, b in zip(receiver.receive(edge(0)), message, strict=True))
+    assert receiver.receive(edge(1, "empty")) == ()
+    (size,) = gone
+    assert size >= CHUNK + 12 + 5 * 8
+    sender.close()
+
+
+def test_a_damaged_cargo_and_one_without_a_lane_are_refused_by_the_name_of_the_edge(groups: list[ProcessGroup]) -> None:
+    pieces = pack(RUN, edge(0), (torch.ones(8),), apart=CPU)
+    pieces[2][3] ^= 1
+    for lanes, words in (({(0, 1): Lane(groups[1], 0, CPU)}, "damaged cargo"), ({}, "travels apart")):
+        receiver = DistWire(groups[1], SHARES, RUN, lanes=lanes)
+        threading.Thread(target=raw, args=(groups[0], *pieces), daemon=True).start()
+        with pytest.raises(WireError, match=f"0 match from block 1 to 2, step 0, micro-batch 0: got .*{words}"):
+            receiver.receive(edge(0))
 
 
 def test_who_has_ended_says_why(ends: tuple[DistWire, DistWire]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sidestep.engines.packets import HEAD, pack, read_head, unpack
+from sidestep.engines.packets import HEAD, check_cargo, pack, read_head, unpack
 from sidestep.engines.wire import Edge, When
 from sidestep.errors import WireError
 
@@ -21,9 +21,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8
 def there_and_back(message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     head, body = pack(RUN, EDGE, message)
     assert len(head) == HEAD
-    edge, found = unpack(read_head(RUN, head), body, CPU)
-    assert edge == EDGE
-    return found
+    opened = unpack(read_head(RUN, head), body)
+    assert opened.edge == EDGE and not opened.cargo
+    return opened.message(CPU)
 
 
 @given(
@@ -57,7 +57,7 @@ def test_what_was_packed_does_not_change_with_its_sender() -> None:
     h = torch.ones(3)
     head, body = pack(RUN, EDGE, (h,))
     h.zero_()
-    assert torch.equal(unpack(read_head(RUN, head), body, CPU)[1][0], torch.ones(3))
+    assert torch.equal(unpack(read_head(RUN, head), body).message(CPU)[0], torch.ones(3))
 
 
 def test_every_changed_byte_is_seen() -> None:
@@ -66,11 +66,29 @@ def test_every_changed_byte_is_seen() -> None:
         for k in range(len(whole)):
             whole[k] ^= 1 << k % 8
             with pytest.raises(WireError, match=r"damaged|begin no message"):
-                unpack(read_head(RUN, head), body, CPU)
+                unpack(read_head(RUN, head), body)
             whole[k] ^= 1 << k % 8
-        assert unpack(read_head(RUN, head), body, CPU)[0] == EDGE, name
+        assert unpack(read_head(RUN, head), body).edge == EDGE, name
     with pytest.raises(WireError, match="damaged body"):
-        unpack(read_head(RUN, head), body[:-1], CPU)
+        unpack(read_head(RUN, head), body[:-1])
+
+
+def test_what_travels_apart_comes_back_as_it_was_and_no_changed_byte_of_it_goes_unseen() -> None:
+    """The CPU stands for the accelerator: all of the message is cargo."""
+    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    message = (image, torch.arange(3, dtype=torch.uint8), torch.tensor(2.5, dtype=torch.bfloat16))
+    head, body, cargo = pack(RUN, EDGE, message, apart=CPU)
+    opened = unpack(read_head(RUN, head), body)
+    assert opened.edge == EDGE and opened.cargo == len(cargo)
+    check_cargo(cargo)
+    found = opened.message(CPU, cargo)
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(found, message, strict=True))
+    for k in range(len(cargo)):
+        cargo[k] ^= 1 << k % 8
+        with pytest.raises(WireError, match="damaged cargo"):
+            check_cargo(cargo)
+        cargo[k] ^= 1 << k % 8
+    assert len(pack(RUN, EDGE, (), apart=CPU)) == 2
 
 
 def test_a_message_of_another_run_is_refused() -> None:
