@@ -144,11 +144,10 @@ def streaming(rows: Sequence[Row]) -> list[tuple[str, Section]]:
         "blocks": ("One block at a time, over how many blocks", f"A residual MLP of {DEEP} units."),
         "residual blocks": ("One block at a time, a ResNet-50", "Of a quarter of its width, a block a residual block."),
     }
-    runs = (EAGER, COMPILED, GRAPHS)
     return [
         (told if count != "blocks" else "", section)  # the finest cut is told of among the depths
         for count, (heading, text) in parts.items()
-        for told, section in benches.by_run(its, runs, count, STREAMED, heading, f"{text} {benches.SEGMENTS}")
+        for told, section in benches.by_run(its, list(HOW), count, STREAMED, heading, f"{text} {benches.SEGMENTS}")
     ]
 
 
@@ -158,7 +157,7 @@ CHAIN = (
 )
 CPU: Mapping[Machine, int] = {"cpu": 1}
 GPU: Mapping[Machine, int] = {"gpu": 1}
-RECORDED = "--set cuda_graph=true"
+HOW = {EAGER: "", COMPILED: "--set compile=true", GRAPHS: "--set cuda_graph=true"}
 ON_CPU = "--data mnist --model resmlp --set model.width=1024 --batch-size 256"
 # Half as wide, so that eight candidates of 256 units lie in memory side by side.
 ON_GPU = "--data cifar10-jpeg-q95 --model resmlp --set model.width=512 --batch-size 512 --precision bf16"
@@ -174,12 +173,9 @@ def blocks(*counts: int) -> Mapping[str, str]:
     return {str(n): f"--set model.depth={DEEP} --blocks {n}" for n in counts}
 
 
-def costs(
-    where: str, on: Mapping[Machine, int], run: str, words: str, count: str, variants: Mapping[str, str]
-) -> list[Grid]:
+def costs(where: str, on: Mapping[Machine, int], run: str, count: str, variants: Mapping[str, str]) -> list[Grid]:
     """Step time and memory of greedy local heads on the residual MLP, run in one way."""
-    varied = {"run": {run: words}, count: variants}
-    return benches.grids({LOCAL: "local_ce"}, where, varied, on, SMALL)
+    return benches.grids({LOCAL: "local_ce"}, where, {"run": {run: HOW[run]}, count: variants}, on, SMALL)
 
 
 STUDY = Study(
@@ -192,8 +188,8 @@ STUDY = Study(
             smoke="--set model.width=16 --set epochs=1 --set batch_size=32 --steps 1",
         ),
         Grid({SID: "bench stack sid --form shared"}, "--data mnist --model simplecnn", MODULES, CPU, smoke="--steps 1"),
-        *costs(ON_CPU, CPU, EAGER, "", "units", units(4, 16, 64)),
-        *costs(ON_CPU, CPU, EAGER, "", "blocks", blocks(1, 4, 16, DEEP)),
+        *costs(ON_CPU, CPU, EAGER, "units", units(4, 16, 64)),
+        *costs(ON_CPU, CPU, EAGER, "blocks", blocks(1, 4, 16, DEEP)),
         *benches.grids(
             {LOCAL: "local_ce"},
             "--data cifar10-jpeg-q95 --model resnet50 --set model.width=16 --batch-size 64",
@@ -203,17 +199,17 @@ STUDY = Study(
         ),
         Grid(
             {SID: "bench stack sid --form shared"},
-            f"--data cifar10-jpeg-q95 --model simplecnn --precision bf16 {RECORDED}",
+            f"--data cifar10-jpeg-q95 --model simplecnn --precision bf16 {HOW[GRAPHS]}",
             MODULES,
             GPU,
             smoke="--steps 1 --blocks 3 --set cuda_graph=false",
         ),
-        *costs(ON_GPU, GPU, EAGER, "", "units", units(4, 16, 64, 256)),
-        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "units", units(4, 16, 64, 256)),
-        *costs(ON_GPU, GPU, EAGER, "", "blocks", blocks(1, 4, 16, DEEP)),
-        *costs(ON_GPU, GPU, GRAPHS, RECORDED, "blocks", blocks(1, 4, 16, DEEP)),
+        *costs(ON_GPU, GPU, EAGER, "units", units(4, 16, 64, 256)),
+        *costs(ON_GPU, GPU, GRAPHS, "units", units(4, 16, 64, 256)),
+        *costs(ON_GPU, GPU, EAGER, "blocks", blocks(1, 4, 16, DEEP)),
+        *costs(ON_GPU, GPU, GRAPHS, "blocks", blocks(1, 4, 16, DEEP)),
         # Each part is compiled by itself: hundreds take longer than a slot lasts.
-        *costs(ON_GPU, GPU, COMPILED, "--set compile=true", "units", units(4, 16, 64)),
+        *costs(ON_GPU, GPU, COMPILED, "units", units(4, 16, 64)),
     ],
     page,
 )

@@ -127,8 +127,6 @@ WEIGHTS = {f"rate {lr}, alpha {a}": f"--lr {lr} --alpha {a}" for lr in RATES for
 
 SID and backprop were tried at 0.004 and 0.008 first, and every doubling gained: so the rates went up for everybody.
 """
-
-
 SOFTENED = {
     f"rate {lr}, smoothing {s}": f"--lr {lr} --alpha {ALPHAS[-1]}{more}"
     for lr in RATES
