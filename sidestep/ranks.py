@@ -92,10 +92,10 @@ class Ranks:
         if ranks > 1:
             called = [stage * replicas + self.rank % replicas for stage in range(ranks)]
             device, lanes = assembly.device, None
-            if self.direct:
-                device = torch.device("cuda", torch.cuda.current_device())
+            if device.type == "cuda":
+                device = torch.device("cuda", torch.cuda.current_device())  # another thread's is the first one
                 chains = [range(first, self.count, replicas) for first in range(replicas)]
-                lanes = lanes_between(chains, self.rank, device, "nccl")
+                lanes = lanes_between(chains, self.rank, device, "nccl") if self.direct else None
             self.wire = DistWire(mesh.get_group("blocks"), shares, run, device, called, lanes)
         same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
         return assembly.engine.share(shares[self.rank // replicas], self.wire, same)
