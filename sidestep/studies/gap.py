@@ -66,10 +66,11 @@ def gaps(arms: Mapping[str, Sequence[Row]]) -> dict[str, Difference]:
 
 
 def answer(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
-    sentences = [
-        against.said(f"On {data} after {epochs}, SID less its controls", gaps(arms)) for epochs, arms in budgets.items()
-    ]
-    return " ".join(filter(None, sentences)) or f"On {data} SID and a control have not both run yet."
+    """Of the largest budget that says something; the tables have them all."""
+    for epochs, arms in reversed(list(budgets.items())):
+        if found := gaps(arms):
+            return against.said(f"On {data} after {epochs}, SID less its controls", found)
+    return f"On {data} SID and a control have not both run yet."
 
 
 def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Section:
