@@ -31,7 +31,9 @@ def test_overfits_64_samples(case: Case) -> None:
 def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
     """Gradients of every parameter against one plain autograd graph over the same network.
 
-    Tolerance: sums over classes, blocks and samples are taken in another order, some 1e-6 relative in float32.
+    Tolerance: sums over classes, blocks and samples are taken in another order.  In float32 that is some 1e-6 of a
+    gradient's largest entry, of BLL's up to 4e-5, by CPU: a small entry is what large terms leave of each other.  The
+    hand-worked case of BLL in `test_bll` is held to 1e-10 in float64.
     """
     engine = engine_for(case.method, small_net(dropout=0.0))
     x, y = some_batch()
@@ -40,7 +42,8 @@ def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
     expected = torch.autograd.grad(case.naive(engine.chain, x, y), list(parameters.values()))
     assert found.keys() == parameters.keys()
     for (name, gradient), naive in zip(found.items(), expected, strict=True):
-        torch.testing.assert_close(gradient, naive, rtol=1e-4, atol=1e-6, msg=name)
+        atol = max(1e-6, 1e-4 * float(naive.abs().max()))
+        torch.testing.assert_close(gradient, naive, rtol=1e-4, atol=atol, msg=name)
 
 
 def test_same_seed_same_bits(case: Case) -> None:
