@@ -61,8 +61,8 @@ class Demand:
         def count(optimizer: Optimizer, *_: object) -> None:
             nonlocal update
             for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
-                state = sum(size(t) for t in optimizer.state[p].values() if isinstance(t, Tensor))
-                update += 4 * size(p) + 2 * size(p.grad) + 2 * state
+                state = sum(t.nbytes for t in optimizer.state[p].values() if isinstance(t, Tensor))
+                update += 4 * p.nbytes + 2 * p.grad.nbytes + 2 * state
                 parameters.append(p)
 
         step()  # optimizer state is made by the first
@@ -77,7 +77,3 @@ class Demand:
         """`flops_ms`, `bytes_ms`, and `floor_ms`, the larger: a device computes and moves at once."""
         times = {"flops_ms": 1000 * self.flops / rates.flops, "bytes_ms": 1000 * self.bytes / rates.bytes}
         return times | {"floor_ms": max(times.values())}
-
-
-def size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -29,11 +29,15 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.step: Callable[[], tuple[Tensor]] | None = None
         self.left: tuple[Tensor] | None = None
+
+        def itself(*_: object) -> Device:
+            return self
+
         fakes: dict[str, object] = {
-            "Stream": lambda _: self,  # pyright: ignore[reportUnknownLambdaType]
-            "current_stream": lambda: self,
-            "stream": lambda _: nullcontext(),  # pyright: ignore[reportUnknownLambdaType]
-            "CUDAGraph": lambda: self,
+            "Stream": itself,
+            "current_stream": itself,
+            "stream": nullcontext,
+            "CUDAGraph": itself,
             "graph": self.recording,
         }
         for name, fake in fakes.items():
