@@ -7,7 +7,7 @@ engines that take turns in one are the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
@@ -24,7 +24,6 @@ from sidestep.core.cell import (
     leaves,
     on_device,
     run_cell,
-    run_hub,
 )
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
@@ -33,6 +32,7 @@ from sidestep.core.task import Task
 
 from .captured import CapturedStep
 from .compiled import compilable, compile_calls
+from .messages import Messages
 from .parts import Parts
 from .relay import Relay
 from .replicas import Replicas
@@ -126,6 +126,7 @@ class Streaming:
         self.total_steps = None if cuda_graph else total_steps
         device = next(p for _, p in chain.named_parameters()).device
         self.context = Context(task, seed, device, autocast)
+        self.messages = Messages(method, self.context, self.relay)
         self.program = method.program()
         self.parts = Parts(chain, self.own, rule, replicas)
         if stacked:
@@ -247,19 +248,20 @@ class Streaming:
         """Run all cells."""
         batch = sweep.batch
         when = When(True, batch.step, batch.micro)
-        encoded = yield from self._encode(batch, when, self.chain.hub)
+        encoded = yield from self.messages.from_hub(self.chain.hub, batch, when)
         shared = {n: leaves(encoded, self.derived.hub_trained) for n in self.own}
         cells = {n: Cell(self.chain.blocks[n], batch, self.task, shared[n], {}, key=0) for n in self.own}
         carry: Message = ()
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
+            what = f"{i} {p.name}"
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self._incoming(i, p, n, carry, batch, when, shared[n])
+            message = yield from self.messages.to_cell(p, what, n, carry, shared[n], batch, when)
             if n in self.parts.stacks:
                 carry = self._run_stack(self.parts.stacks[n], p, cell, message, sweep)
                 continue
             emit = run_cell(p, cell, message, self.context)
-            away = self.relay.after(p.order, f"{i} {p.name}", when, n)
+            away = self.relay.after(p.order, what, when, n)
             if away and not emit.send_grad:
                 self.relay.send(away, emit.send)  # before the backward call, which others need not wait for
             if emit.loss is not None:
@@ -284,7 +286,7 @@ class Streaming:
             last = sweep.update and "hub" in self.parts.updaters
             if last:
                 self.parts.begin_last_call("hub")
-            yield from self._backward_hub(when, encoded, shared)
+            yield from self.messages.to_hub(encoded, shared, when)
             if last:
                 self._learnt("hub")
 
@@ -300,51 +302,6 @@ class Streaming:
         if sweep.update:
             stack.update()
         return found.send
-
-    def _encode(self, batch: Batch, when: When, hub: nn.Module | None) -> Work[Message]:
-        """The hub's output: made where the first block is, and handed on."""
-        if hub is None:
-            return ()
-
-        def made(before: Message | None) -> Message:
-            if before is not None:
-                return before
-            with torch.set_grad_enabled(when.training):
-                return run_hub(self.method.encode, hub, batch, self.context)
-
-        return (yield from self.relay.climb("hub", when, made))
-
-    def _incoming(
-        self, i: int, p: Pass, n: int, carry: Message, batch: Batch, when: When, shared: Message
-    ) -> Work[Message]:
-        if p.order == "each":
-            return ()
-        if p.order == "up" and n == 0:
-            return self.method.source(batch, shared, self.task)
-        if p.order == "down" and n == self.derived.count - 1:
-            return self.method.sink(batch, shared, self.task)
-        return (yield from self.relay.before(p.order, f"{i} {p.name}", when, n, carry))
-
-    def _backward_hub(self, when: When, encoded: Message, shared: Mapping[int, Message]) -> Work[None]:
-        """Add what the blocks ask of the hub, passing the sum on, and differentiate it where the hub is."""
-
-        def folded(before: Message | None) -> Message:
-            # In block order: addition is not associative, and all engines must agree.
-            totals: list[Tensor | None] = [None] * len(encoded) if before is None else unpacked(before)
-            for n in self.own:
-                for k, leaf in enumerate(shared[n]):
-                    if leaf.grad is not None:
-                        sofar = totals[k]
-                        totals[k] = leaf.grad if sofar is None else sofar + leaf.grad
-            return packed(totals, encoded)
-
-        folds = yield from self.relay.climb("hub gradient", when, folded)
-        total = yield from self.relay.to_first("hub gradient", when, folds)
-        if total is None:
-            return
-        found = [(output, g) for output, g in zip(encoded, unpacked(total), strict=True) if g is not None]
-        if found:
-            torch.autograd.backward([output for output, _ in found], [g for _, g in found])
 
     def _learnt(self, part: str) -> None:
         """All gradients of a part are there."""
@@ -406,18 +363,19 @@ class Streaming:
         batch = Batch(x, None)
         self.answers += 1
         when = When(False, self.answers)
-        shared = yield from self._encode(batch, when, chain.hub)
+        shared = yield from self.messages.from_hub(chain.hub, batch, when)
         cells = {n: Cell(chain.blocks[n], batch, self.task, shared, {}, key=0) for n in self.own}
         carry: Message = ()
         for i, n in plan(program, self.derived.count):
             if n not in self.own:
                 continue
             p, cell = program[i], cells[n]
+            what = f"{i} {p.name}"
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self._incoming(i, p, n, carry, batch, when, shared)
+            message = yield from self.messages.to_cell(p, what, n, carry, shared, batch, when)
             with torch.no_grad():  # not around what waits: another engine may have its turn meanwhile
                 emit = run_cell(p, cell, message, self.context)
-            if away := self.relay.after(p.order, f"{i} {p.name}", when, n):
+            if away := self.relay.after(p.order, what, when, n):
                 self.relay.send(away, emit.send)
             see(cell.block, message, emit)
             if p.order != "each":
@@ -455,15 +413,6 @@ class Streaming:
         self.steps = int(state["steps"])
         if self.captured is not None:
             self.captured.forget()
-
-
-def packed(totals: Sequence[Tensor | None], like: Message) -> Message:
-    """Gradients that may be missing, as a message: an empty tensor stands for none."""
-    return tuple(x.new_empty(0) if total is None else total for total, x in zip(totals, like, strict=True))
-
-
-def unpacked(message: Message) -> list[Tensor | None]:
-    return [m if m.numel() else None for m in message]
 
 
 def learnable(emit: Emit) -> Emit:
