@@ -21,16 +21,10 @@ from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
 from sidestep.config import CONFIG, TrainConfig, named_by_time, to_toml
 from sidestep.core.cell import Batch
-from sidestep.core.task import Classification
 from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError
-from sidestep.evaluate import by_loss, evaluate, judged, last, losses, named, summary_text
-from sidestep.measure.cost import cost, like
-from sidestep.measure.memory import peak_rss_mb
-from sidestep.measure.readouts import held_out, readouts
-from sidestep.measure.regression import deviations_of_the_answer
-from sidestep.measure.uncertainty import of_the_answer
+from sidestep.evaluate import by_loss, evaluate, judged, summary_text
 from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
@@ -38,8 +32,6 @@ from sidestep.run import (
     METRICS,
     REPORT,
     SUMMARY,
-    commit,
-    device_name,
     enter,
     environment,
     fingerprint,
@@ -50,6 +42,7 @@ from sidestep.run import (
     use,
     warn,
 )
+from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 DIAGNOSED = 128  # samples that a method's diagnostics are of
@@ -277,65 +270,24 @@ class Trainer:
 
     def summary(self) -> dict[str, object]:
         """What was trained and selected, and how good it is on the validation split."""
-        config, data = self.config, self.assembly.data
         selected = self.select()  # puts the parameters in place that are judged now
-        on_val = None if data.val is None else evaluate(self.assembly, data.val)
-        return {
-            "method": config.method,
-            "model": config.model,
-            "data": config.data,
-            "blocks": config.blocks,
-            "at": list(config.at),
-            "seed": config.seed,
-            "epochs": config.epochs,
-            "selected": selected,
-            "train_samples": len(data.train),
-            "val_accuracy": last(on_val, "accuracy") if on_val and "accuracy" in on_val else None,
-            "block_val_accuracy": on_val and on_val.get("accuracy"),
-            "curve": curve(self.history),
-            **({"diagnostics": found} if (found := self.diagnostics()) else {}),
-            **({} if on_val is None else losses(self.assembly, "val", on_val)),
-        }
+        found = of_training(self.assembly, self.history, selected)
+        return found | ({"diagnostics": diagnosed} if (diagnosed := self.diagnostics()) else {})
 
     def finish(self, *, costs: bool = True) -> dict[str, object]:
         """Read the test set with the selected parameters; gather all in one summary, and fill the folder.
 
         costs: whether the folder gets the costs beside backprop's.
         """
-        assembly, test = self.assembly, self.assembly.test
-        summary = self.summary()
-        if test is not None:
-            measured = evaluate(assembly, test, noise=self.config.label_noise)
-            summary |= {"test_samples": len(test)} | named("test", measured) | losses(assembly, "test", measured)
-            if "descent" in measured:
-                summary["descent"] = measured["descent"]
-        if not isinstance(assembly.task, Classification):
-            summary["deviations"] = deviations_of_the_answer(assembly)
-        elif held := held_out(assembly):
-            summary["uncertainty"] = of_the_answer(held)
-            if (read := readouts(held)) is not None:
-                summary["readouts"] = read
-        seconds, steps = self.timed
-        summary |= {
-            "samples_per_second": self.config.batch_size * steps / seconds if seconds else None,
-            "step_ms": 1000 * seconds / steps if steps else None,
-            "peak_rss_mb": peak_rss_mb(),
-            **cost(like(assembly, self.config.method)),
-            "commit": commit(),
-            "torch": torch.__version__,
-            "device": device_name(assembly.device),
-            "precision": self.config.precision,
-            "threads": torch.get_num_threads(),
-            "ranks": self.ranks,
-        }
+        summary = self.summary() | of_answers(self.assembly) | of_costs(self.assembly, self.timed, self.ranks)
         if self.folder:
             from sidestep.export import write_model
 
-            write_model(assembly, summary, self.folder / "model")
+            write_model(self.assembly, summary, self.folder / "model")
             if self.config.report:
                 from sidestep.report.evidence import write_evidence
 
-                write_evidence(assembly, self.folder, costs=costs)
+                write_evidence(self.assembly, self.folder, costs=costs)
             # After all else: a folder with a summary is a finished run.
             files.write_json(self.folder / SUMMARY, summary)
             if self.config.report:
@@ -355,16 +307,6 @@ def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-
-
-def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """By epoch: the objectives' sum over blocks, and the last block's accuracy on what was read after every epoch."""
-    found = {"train_loss": [math.fsum(v for v in row["train_loss"] if v is not None) for row in history]}
-    for part in ("val", "test"):
-        if history and all(part in row for row in history):
-            measure, name = ("accuracy", "accuracy") if "accuracy" in history[0][part] else ("nll", "loss")
-            found[f"{part}_{name}"] = [last(row[part], measure) for row in history]
-    return found
 
 
 def describe_loss(loss: Tensor) -> str:

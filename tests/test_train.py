@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sidestep import checkpoint, cli
+from sidestep import summary as ending
 from sidestep import train as training
 from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, flat, resolve
@@ -141,6 +143,12 @@ def test_the_exported_file_is_the_network_that_was_judged(finished: Path) -> Non
 # ---------------------------------------------------------------------- what is selected and judged
 
 
+def judge_with(evaluate: Callable[..., dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a run's answers are judged: after an epoch, and at the end."""
+    for module in (training, ending):
+        monkeypatch.setattr(module, "evaluate", evaluate)
+
+
 @pytest.mark.parametrize(
     ("select", "words", "step", "value"),
     [("best", "best validation accuracy, epoch 2 of 3", 20, 0.9), ("last", "last epoch, 3", 30, 0.5)],
@@ -157,7 +165,7 @@ def test_the_epoch_that_is_judged_is_the_one_that_was_asked_for(
         found = evaluate(assembly, source, **more)
         return found | ({"accuracy": [next(script)]} if len(source) == len(splits.val) else {})
 
-    monkeypatch.setattr(training, "evaluate", scripted)
+    judge_with(scripted, monkeypatch)
     summary = trained("backprop", tmp_path, epochs="3", select=select)
     assert (summary["selected"], summary["val_accuracy"]) == (words, value)
     state, _ = checkpoint.load(tmp_path / "checkpoints" / f"step-{step}")
@@ -188,7 +196,7 @@ def test_the_test_set_is_judged_once_and_last(tmp_path: Path, monkeypatch: pytes
         judged.append((assembly.engine.steps, len(source)))
         return evaluate(assembly, source, **more)
 
-    monkeypatch.setattr(training, "evaluate", watched)
+    judge_with(watched, monkeypatch)
     assert sidestep("train backprop", tmp_path) == 0
     splits = load("digits")
     val, test = len(splits.val), len(splits.test)

@@ -27,9 +27,8 @@ from sidestep.measure.cost import like
 from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
-from sidestep.run import commit
+from sidestep.run import commit, device_name
 from sidestep.schedules import schedule
-from sidestep.train import device_name
 
 SEGMENTS = (1, 2, 4, 8)
 UNTIMED = WARM_UP + 1
