@@ -100,6 +100,10 @@ class Family(ABC):
         """E[t(z)], (..., channels)."""
         return self.mean(natural)
 
+    def mean_of(self, raw: Tensor) -> Tensor:
+        """E[t(z)] of the law that `to_natural` makes of a network's output, (..., channels)."""
+        return self.mean_told(self.to_natural(raw))
+
     def message(self, raw: Tensor) -> Tensor:
         """A network's outputs for every class, (C, ..., channels), as b_y of beta_y = exp(b_y . t(z)), centred over y.
 
@@ -130,6 +134,10 @@ class Family(ABC):
         a: of alpha, (..., P D); b: of a message, (..., channels); broadcast against each other.
         """
         return self.product(a, b, m)
+
+    def tilting_kl(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
+        """KL(rho || alpha) of rho = tilted(a, b, m), (...)."""
+        return self.kl(self.tilted(a, b, m), a)
 
 
 def inner(told: Tensor, b: Tensor) -> Tensor:

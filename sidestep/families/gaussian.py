@@ -54,11 +54,19 @@ class Gaussian(Family):
     def mean_told(self, natural: Tensor) -> Tensor:
         return self.mean_latent(natural)
 
+    def mean_of(self, raw: Tensor) -> Tensor:
+        return halves(at_least_float32(raw))[0]
+
     def tilted(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
         """A message is of the location alone: a read-out that is quadratic in z made training diverge.  b: (..., D)."""
         potential, lam = halves(at_least_float32(a))
         moved = self.product(potential, b, m)
         return torch.cat([moved, lam.expand_as(moved)], -1)
+
+    def tilting_kl(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
+        """(m b)^2 / (2 lam), summed: both have one precision."""
+        _, lam = halves(at_least_float32(a))
+        return 0.5 * ((m * at_least_float32(b)).square() / lam).sum(-1)
 
     def entropy(self, natural: Tensor) -> Tensor:
         _, lam = mean_and_precision(natural)

@@ -200,16 +200,16 @@ class BLL(Method):
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
         if not cell.training:
-            a = latents(block.net(h))
-            passed = latents.features(law.mean_told(a))
+            raw = latents.raw(block.net(h))
+            passed = latents.features(law.mean_of(raw))
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            return Emit(send=(passed,), logits=answer_of(latents, a, weights, lift, self.draws))
+            return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
         assert messages is not None
         raw, linear = latents.raw(block.net(h)), [] if lift else [messages]
 
         def at_mean(raw: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-            told = law.mean_told(law.to_natural(raw))
+            told = law.mean_of(raw)
             return told, *(inner(told, w) for w in weights)
 
         told, *logits = tiled(lambda: at_mean, [raw], linear if self.centre == "prediction" else [])
@@ -248,7 +248,7 @@ class BLL(Method):
         """
         rho = law.tilted(a, own, m)
         fixed = rho.detach()
-        far = law.kl(rho if self.detach == "none" else fixed, a).sum(-1)  # over positions
+        far = (law.tilting_kl(a, own, m) if self.detach == "none" else law.kl(fixed, a)).sum(-1)  # over positions
         by = fixed if self.detach == "both" else rho
         if self.likelihood == "closed":
             seen = cross_entropy_bound(law, by, *weights, check=False)

@@ -106,7 +106,7 @@ class ReadOut(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output (B, *shape) to logits (..., C), or to a regression's answer."""
-        return answer_of(self.latents, self.latents(h), self.weights, self.lift, self.draws)
+        return answer_of(self.latents, self.latents.raw(h), self.weights, self.lift, self.draws)
 
 
 class Passed(nn.Module):
@@ -117,20 +117,19 @@ class Passed(nn.Module):
         self.latents = latents
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.latents.features(self.latents.family.mean_told(self.latents(h)))
+        return self.latents.features(self.latents.family.mean_of(self.latents.raw(h)))
 
 
-def answer_of(
-    latents: Latents, natural: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0
-) -> Tensor:
+def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0) -> Tensor:
     """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
 
     Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
-    in every batch.
+    in every batch.  raw: as `Latents.raw` gives it, (..., S, N).
     """
     family = latents.family
     if not draws:
-        return read(latents, family.mean_told(natural), weights, lift)
+        return read(latents, family.mean_of(raw), weights, lift)
+    natural = family.to_natural(raw)
     random = torch.Generator(natural.device).manual_seed(0)
     answers = [read(latents, family.told(family.sample(natural, random)), weights, lift) for _ in range(draws)]
     each = at_least_float32(torch.stack(answers))

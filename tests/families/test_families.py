@@ -158,6 +158,25 @@ def test_a_message_times_any_law_is_a_law_for_every_m(family: Family, data: st.D
 
 
 @every_family
+@given(data=st.data(), m=st.floats(0, 2))
+@few
+def test_shortcuts_say_what_they_are_short_for_and_so_do_their_gradients(
+    family: Family, data: st.DataObject, m: float
+) -> None:
+    raw = data.draw(raws(family)).requires_grad_()
+    a = family.to_natural(raw)
+    b = family.message(data.draw(raws(family, rows=3))[:, : channels(family)])[0].requires_grad_()
+    for short, whole, inputs in (
+        (family.mean_of(raw), family.mean_told(a), (raw,)),
+        (family.tilting_kl(a, b, m), family.kl(family.tilted(a, b, m), a), (raw, b)),
+    ):
+        torch.testing.assert_close(short, whole, **CLOSE)
+        weight = torch.linspace(1, 2, whole.numel(), dtype=whole.dtype).view_as(whole)
+        gradients = (torch.autograd.grad(x, inputs, weight, retain_graph=True) for x in (short, whole))
+        torch.testing.assert_close(*gradients, **CLOSE)
+
+
+@every_family
 @given(data=st.data())
 @few
 def test_what_a_message_leaves_out_is_common_to_all_classes_and_changes_no_read_out(
