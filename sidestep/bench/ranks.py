@@ -169,18 +169,27 @@ def slices(assembly: Assembly, count: int) -> list[nn.Module]:
     return list(plan(copy.deepcopy(assembly.model), assembly.task.sample).nets)
 
 
+class StageStep(MicroBatchedStep):
+    """What a rank of a pipeline does in a step, but for its messages: forward, all gradients, and the update."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x.detach().requires_grad_()).float().square().mean()
+
+
 def calibration(assembly: Assembly, ranks: Ranks, micros: int) -> Step:
     """The same work on every process: what a machine's cores give when all are busy, beside one of them.
 
     It is a stage's, in so many micro-batches: small ones wait for memory, which cores share, more than they compute.
     """
-    first = slices(assembly, ranks.count)[0]
-
-    def step(batch: tuple[Tensor, Tensor]) -> None:
-        for x in batch[0].chunk(micros):
-            first(x).square().mean().backward()
-
-    return step
+    before, stage, *_ = slices(assembly, ranks.count)
+    optimizer = optimizer_factory(assembly.config)(stage.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # it moves every number and changes none: gradients would vanish, which a CPU is slow with
+    x, y = assembly.batches(0)
+    with torch.no_grad():
+        given = before(x)
+    step = StageStep(stage, optimizer, micros, autocast=assembly.engine.context.autocast)
+    return lambda _: step.step((given, y))
 
 
 def accuracy(assembly: Assembly) -> float | None:
