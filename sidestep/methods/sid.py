@@ -71,6 +71,7 @@ class SID(Method):
     head_width: int = 128  # channels of a conv head, hidden units of an mlp head
     head_depth: int = 1  # convolutions of a conv head, hidden layers of an mlp head
     hidden: int = 256  # shared: hidden units of a belief module, as released
+    module_norm: bool = False  # shared: BatchNorm on them
 
     def __post_init__(self) -> None:
         alphas(self.alpha)
@@ -95,7 +96,9 @@ class SID(Method):
             whole = replace(plan, blocks=1, at=())(model, task.sample)
             width = pooled_width(whole.shapes[-1])
             modules = [
-                BeliefModule(width, task.num_classes, self.hidden, belief=seen, per_token=task.per_token)
+                BeliefModule(
+                    width, task.num_classes, self.hidden, belief=seen, per_token=task.per_token, norm=self.module_norm
+                )
                 for _ in range(plan.blocks)
             ]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]

@@ -6,10 +6,12 @@ B batch, C classes, D = 128 features z.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sidestep.errors import UsageError
 from sidestep.models.chained import Chained, positive
 
 FEATURES = 128
@@ -20,12 +22,14 @@ def simplecnn(input_shape: tuple[int, int, int], num_classes: int) -> Chained:
     return Chained(OrderedDict(extractor(input_shape), classifier=nn.Linear(FEATURES, num_classes)))
 
 
-def simplecnn_bn(input_shape: tuple[int, int, int], num_classes: int, pooled: bool = False) -> Chained:
-    """`simplecnn` with BatchNorm after each convolution, as SID's published log had it; with `pooled`, nearer to it.
+def simplecnn_bn(
+    input_shape: tuple[int, int, int], num_classes: int, pooled: bool = False, strided: bool = False
+) -> Chained:
+    """`simplecnn` with BatchNorm after each convolution, as SID's published log had it; nearer to it with `strided`.
 
-    pooled: see `extractor`.
+    pooled, strided: see `extractor`.
     """
-    units = extractor(input_shape, norm=True, pooled=pooled)
+    units = extractor(input_shape, norm=True, pooled=pooled, strided=strided)
     return Chained(OrderedDict(units, classifier=nn.Linear(FEATURES, num_classes)))
 
 
@@ -36,18 +40,22 @@ def belief_cascade(
     width: int = 256,
     norm: bool = False,
     pooled: bool = False,
+    strided: bool = False,
+    module_norm: bool = False,
 ) -> Chained:
     """SID's released backprop baseline: the extractor, then `modules` belief modules with a softmax between them.
 
     What runs along the chain after the extractor is one tensor [p; z] (B, C + D): the belief, uniform at first,
-    and the features.  The classifier is the last module, its logits are the output.  norm, pooled: see `extractor`.
+    and the features.  The classifier is the last module, its logits are the output.  norm, pooled, strided: see
+    `extractor`.  module_norm: BatchNorm on a module's hidden units.
     """
     positive(modules=modules, width=width)
 
     def module() -> nn.Sequential:
-        return nn.Sequential(nn.Linear(num_classes + FEATURES, width), nn.ReLU(), nn.Linear(width, num_classes))
+        norms = [nn.BatchNorm1d(width)] if module_norm else []
+        return nn.Sequential(nn.Linear(num_classes + FEATURES, width), *norms, nn.ReLU(), nn.Linear(width, num_classes))
 
-    units = extractor(input_shape, norm, pooled)
+    units = extractor(input_shape, norm, pooled, strided)
     units["embed"] = nn.Sequential(units["embed"], PrependUniform(num_classes))
     for i in range(1, modules):
         units[f"module{i}"] = Refine(module(), num_classes)
@@ -55,28 +63,44 @@ def belief_cascade(
     return Chained(units)
 
 
+class Layer(NamedTuple):
+    """A convolution: so many channels out of it, its stride, and whether the larger of two by two is kept after it."""
+
+    channels: int
+    stride: int = 1
+    pool: bool = False
+
+
+RELEASED = (Layer(32), Layer(64, pool=True), Layer(128), Layer(128, pool=True))
+POOLED = (Layer(32, pool=True), Layer(64, pool=True), Layer(128, pool=True))
+STRIDED = (Layer(32), Layer(64, stride=2), Layer(128, stride=2), Layer(128, stride=2))
+
+
 def extractor(
-    input_shape: tuple[int, int, int], norm: bool = False, pooled: bool = False
+    input_shape: tuple[int, int, int], norm: bool = False, pooled: bool = False, strided: bool = False
 ) -> OrderedDict[str, nn.Module]:
     """Units from an image to D features; as released 257,344 parameters with 3 channels, 76.40 M MACs at 32x32.
 
     norm: BatchNorm after each convolution.  pooled: three convolutions instead of four, each followed by a pool, and
-    features of all that is left instead of its mean (355,744 parameters with `norm`, 10.58 M MACs).  The network of
-    the authors' log was not released; with both, the loss of ten epochs is nearest to the log's (docs/LOG.md).
+    features of all that is left instead of its mean (355,744 parameters with `norm`, 10.58 M MACs).  strided: steps of
+    two in place of pools, from the second convolution on (257,696 parameters with `norm`, 12.70 M MACs).
+
+    The network of the authors' log was not released: these are guesses, by its loss (docs/LOG.md).
     """
+    if pooled and strided:
+        raise UsageError("got pooled=true and strided=true, expected one of them; drop the other.")
     fan_in, height, width = input_shape
     units: OrderedDict[str, nn.Module] = OrderedDict()
-    layers = [(32, True), (64, True), (128, True)] if pooled else [(32, False), (64, True), (128, False), (128, True)]
-    for i, (channels, pool) in enumerate(layers, 1):
-        unit = nn.Sequential(nn.Conv2d(fan_in, channels, 3, padding=1, bias=not norm))
+    for i, layer in enumerate(POOLED if pooled else STRIDED if strided else RELEASED, 1):
+        unit = nn.Sequential(nn.Conv2d(fan_in, layer.channels, 3, stride=layer.stride, padding=1, bias=not norm))
         if norm:
-            unit.append(nn.BatchNorm2d(channels))
+            unit.append(nn.BatchNorm2d(layer.channels))
         unit.append(nn.ReLU())
-        if pool and min(height, width) >= 2:
+        if layer.pool and min(height, width) >= 2:
             unit.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
         units[f"conv{i}"] = unit
-        fan_in = channels
+        fan_in = layer.channels
     flat = [nn.Flatten(), nn.Linear(fan_in * height * width if pooled else fan_in, FEATURES)]
     units["embed"] = nn.Sequential(*flat) if pooled else nn.Sequential(nn.AdaptiveAvgPool2d(1), *flat)
     return units

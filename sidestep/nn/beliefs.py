@@ -104,15 +104,26 @@ class BeliefModule(nn.Module):
     """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C).
 
     belief: the width of the belief it sees, C as published, or 0 for none.  per_token: z and beliefs are per token.
+    norm: BatchNorm on the hidden units.  Raises ValueError for one of tokens.
     """
 
     def __init__(
-        self, features: int, classes: int, hidden: int = 256, *, belief: int | None = None, per_token: bool = False
+        self,
+        features: int,
+        classes: int,
+        hidden: int = 256,
+        *,
+        belief: int | None = None,
+        per_token: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
+        if norm and per_token:
+            raise ValueError("got module_norm=true on tokens, expected one label a sample; leave it out.")
         self.classes, self.per_token = classes, per_token
         inputs = features + (classes if belief is None else belief)
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        norms = [nn.BatchNorm1d(hidden)] if norm else []
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), *norms, nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, z: Tensor, *belief: Tensor) -> Tensor:
         """z: (..., D) the extractor's features; belief: (..., C) of the module before.  Returns logits (..., C)."""

@@ -141,6 +141,25 @@ def test_the_pooled_extractor_is_three_convolutions_each_pooled_and_flattened() 
     assert count(cascade) == count(model) - (128 + 1) * 10 + 5 * 38_154
 
 
+def test_the_strided_extractor_is_the_released_one_with_steps_of_two_in_place_of_pools() -> None:
+    model = build("simplecnn_bn", (3, 32, 32), 10, strided=True)
+    convolutions, batch_norms = 9 * (3 * 32 + 32 * 64 + 64 * 128 + 128 * 128), 2 * (32 + 64 + 128 + 128)
+    assert count(model) == convolutions + batch_norms + (128 + 1) * 128 + (128 + 1) * 10
+    with FlopCounterMode(display=False) as counter:
+        model(images(3, 32, 32, batch=1))
+    each = zip((3 * 32, 32 * 64, 64 * 128, 128 * 128), (32, 16, 8, 4), strict=True)
+    macs = sum(9 * channels * side**2 for channels, side in each) + 128 * 128 + 128 * 10
+    assert counter.get_total_flops() == 2 * macs
+    assert not any(isinstance(part, nn.MaxPool2d) for part in model.modules())
+    cascade = build("belief_cascade", (3, 32, 32), 10, norm=True, strided=True, module_norm=True)
+    assert count(cascade) == count(model) - (128 + 1) * 10 + 5 * (38_154 + 2 * 256)
+
+
+def test_an_extractor_is_pooled_or_strided() -> None:
+    with pytest.raises(UsageError, match="got pooled=true and strided=true, expected one of them; drop the other"):
+        build("simplecnn_bn", (3, 32, 32), 10, pooled=True, strided=True)
+
+
 @pytest.mark.parametrize(
     ("name", "side", "pools"),
     [("vgg11_bn", 32, 5), ("vgg11_bn", 28, 4), ("vgg11_bn", 8, 3), ("simplecnn", 2, 1), ("simplecnn", 1, 0)],

@@ -116,6 +116,18 @@ def test_a_belief_module_is_the_released_one() -> None:
     assert torch.equal(module(z, p), expected)
 
 
+def test_a_belief_module_may_normalise_its_hidden_units() -> None:
+    module = BeliefModule(6, 3, 8, norm=True)
+    z, p = torch.randn(5, 6), torch.rand(5, 3)
+    first, _, _, last = module.layers
+    hidden = first(torch.cat([p, z], 1))
+    mean, variance = hidden.mean(0), hidden.var(0, correction=0)
+    expected = last(((hidden - mean) / (variance + 1e-5).sqrt()).relu())
+    torch.testing.assert_close(module(z, p), expected)  # float32: the kernel multiplies by a reciprocal root
+    with pytest.raises(ValueError, match="got module_norm=true on tokens, expected one label a sample"):
+        BeliefModule(6, 3, 8, norm=True, per_token=True)
+
+
 def test_a_deeper_conv_head_is_that_many_convolutions_in_a_row() -> None:
     head = Head(torch.Size((3, 8, 8)), 5, "conv", belief=5, width=4, depth=2).eval()
     h, belief = torch.randn(6, 3, 8, 8), torch.rand(6, 5)
