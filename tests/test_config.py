@@ -272,7 +272,8 @@ BASE = resolve("backprop")
 
 def test_the_keys_of_a_configuration_are_flat_and_complete() -> None:
     keys = flat(resolve("sid", {"model": "mlp"}))
-    own = {"alpha", "form", "belief", "direction", "label_smoothing", "head", "head_width", "head_depth", "hidden"}
+    own = {"alpha", "form", "belief", "direction", "label_smoothing", "head", "head_width", "head_depth"}
+    own |= {"hidden", "module_norm"}
     model = {"model.depth", "model.width", "model.activation"}
     assert set(keys) == {*OPTIONS, *model, *(f"sid.{name}" for name in own)}
 
