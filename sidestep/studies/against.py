@@ -18,14 +18,16 @@ def less(groups: Mapping[str, Sequence[Row]], base: str, value: Value = "test_ac
 
 
 def said(name: str, found: Mapping[str, Difference]) -> str:
-    """A sentence a verdict: "Less backprop, in points (below): SID −1.00 [−1.2, −0.8]; local CE −2.00 [−2.2, −1.8]."
+    """What the differences say, by verdict: "Less backprop, in points (below): SID −1.00 [−1.2, −0.8]. Above: BLL …."
 
     Empty where there are none.
     """
     sentences: list[str] = []
     for verdict in dict.fromkeys(gap.verdict for gap in found.values()):
+        told = verdict.removesuffix(" from")
+        head = f"{told[0].upper()}{told[1:]}" if sentences else f"{name}, in points ({told})"
         gaps = [f"{line} {points(gap)}" for line, gap in found.items() if gap.verdict == verdict]
-        sentences.append(f"{name}, in points ({verdict.removesuffix(' from')}): {'; '.join(gaps)}.")
+        sentences.append(f"{head}: {'; '.join(gaps)}.")
     return " ".join(sentences)
 
 

@@ -33,7 +33,11 @@ def test_over_depth_every_arm_is_held_against_backprop() -> None:
         "−2.00 [−2.00, −2.00], below",
     ]
     assert found["BLL less local_ce, points"] == ["", "+1.00 [+1.00, +1.00], above"]
-    assert "BLL less backprop, in points (below): 16 units −2.00 [−2.00, −2.00]." in page(ROWS).answer
+    answer = page(ROWS).answer
+    assert (
+        "BLL less backprop, in points (not distinguishable): 4 units +0.00 [+0.00, +0.00]. Below: 16 units −2.00"
+        in answer
+    )
 
 
 def test_every_cut_is_held_against_the_network_that_was_not_cut() -> None:

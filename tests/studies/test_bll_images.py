@@ -33,7 +33,8 @@ def test_every_arm_is_held_against_bll_and_costs_against_backprop() -> None:
     ]
     assert columns(made, CIFAR, "Step time")["BLL, lifted ÷ that"] == ["2.00 (1.80–2.20)"]
     assert columns(made, CIFAR, "Peak memory of a step")["local_ce ÷ that"] == ["0.50"]
-    assert f"{CIFAR}: less {BLL}, in points (above): backprop +2.00 [+2.00, +2.00]." in made.answer
+    assert f"{CIFAR}: less {BLL}, in points (not distinguishable): local_ce +0.00 [+0.00, +0.00]. " in made.answer
+    assert " Above: backprop +2.00 [+2.00, +2.00]. " in made.answer
     assert "BLL, lifted takes 2.00 of the memory and 2.00 (1.80–2.20) of the step time" in made.answer
     assert [section.heading for section in made.sections] == [CIFAR, FASHION]
 
