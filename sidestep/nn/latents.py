@@ -24,12 +24,14 @@ def opened(body: nn.Sequential) -> tuple[nn.Sequential, nn.Module | None]:
 
     The modules are the body's own, and the body is left as it was.
     """
-    (*before, (name, last)) = body.named_children()
+    # named_children() would hide the second use of a module.
+    named = body.named_modules(remove_duplicate=False)
+    *before, (name, last) = [(path, child) for path, child in named if path and "." not in path]
     if isinstance(last, ACTIVATIONS):
         kept, closing = before, last
     elif type(last) is nn.Sequential and len(last):
-        inner, closing = opened(last)
-        kept = [*before, (name, inner)]
+        rest, closing = opened(last)
+        kept = [*before, (name, rest)]
     else:
         kept, closing = [], None
     if closing is None:

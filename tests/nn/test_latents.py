@@ -35,6 +35,15 @@ def test_the_activation_that_closes_a_block_is_taken_off_and_nothing_else(kind: 
     assert torch.equal(closing(made(x)), body(x))
 
 
+def test_an_activation_that_stands_in_several_places_is_taken_off_at_the_end_only() -> None:
+    act = nn.ReLU()
+    body = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), nn.Sequential(act, nn.Linear(4, 4), act))
+    made, closing = opened(body)
+    x = torch.randn(5, 4)
+    assert closing is act
+    assert torch.equal(act(made(x)), body(x))
+
+
 class Residual(nn.Sequential):
     """Ends in an activation, but is not its last layer alone."""
 
