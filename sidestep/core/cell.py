@@ -156,14 +156,13 @@ def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
 
 @contextmanager
 def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
-    """Normalise with batch statistics but leave the running ones alone: a replayed cell must not count twice."""
-    # _BatchNorm is the base of every kind that keeps running statistics; torch gives it no public name.
-    norms = [
-        m
-        for module in modules
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats  # pyright: ignore[reportPrivateUsage]
-    ]
+    """Compute as in training, but leave buffers, such as running statistics, alone: a replayed cell must not count
+    twice."""
+    parts = [m for module in modules for m in module.modules() if m.training]
+    # A BatchNorm is told to keep none, which saves the work, and tensors that a graph would hold.
+    norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]  # pyright: ignore[reportPrivateUsage]
+    others = [b for m in parts if m not in norms for b in m.buffers(recurse=False)]
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in others]  # pyright: ignore[reportPrivateUsage]
     for m in norms:
         m.track_running_stats = False
     try:
@@ -171,3 +170,7 @@ def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
     finally:
         for m in norms:
             m.track_running_stats = True
+        with torch.no_grad():
+            for buffer, version, value in before:
+                if buffer._version != version:  # pyright: ignore[reportPrivateUsage]
+                    buffer.copy_(value)
