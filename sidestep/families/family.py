@@ -142,9 +142,9 @@ class Family(ABC):
 
 def inner(told: Tensor, b: Tensor) -> Tensor:
     """b_y . t(z) of every class over all positions, (..., C); t(z) or its mean: (..., S, D), b: (C, S or 1, D)."""
-    if b.shape[1] == 1:
-        return told.sum(-2) @ b[:, 0].mT
-    return told.flatten(-2) @ b.flatten(1).mT
+    with torch.autocast(b.device.type, enabled=False):
+        told = told.to(b)
+        return told.sum(-2) @ b[:, 0].mT if b.shape[1] == 1 else told.flatten(-2) @ b.flatten(1).mT
 
 
 def cross_entropy_bound(
@@ -174,8 +174,7 @@ def cross_entropy_bound(
             family.check(tilted)
         except UsageError as error:
             raise UsageError(f"a posterior times a class's message is no {type(family).__name__}: {error}") from None
-    with torch.autocast(r.device.type, enabled=False):
-        logits = inner(family.mean_told(r), b)
+    logits = inner(family.mean_told(r), b)
     return (logits + family.kl(r_each, tilted).sum(-1)).logsumexp(-1, keepdim=True) - logits
 
 

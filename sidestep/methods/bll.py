@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from sidestep.core.block import Block, Chain
@@ -235,7 +236,7 @@ class BLL(Method):
         """
         if isinstance(cell.task, Regression):
             return messages
-        own = mixture(cell.y, messages) if cell.y.is_floating_point() else messages[cell.y]
+        own = mixture(cell.y, messages) if cell.y.is_floating_point() else of_label(cell.y, messages)
         if self.centre == "classes":
             return own
         return parts(cell.block)[0].family.less(own, mixture(predict().softmax(-1), messages))
@@ -310,9 +311,21 @@ class BLL(Method):
         return nn.Sequential(*stages, ReadOut(latents, weights, lift, self.draws))
 
 
+def of_label(y: Tensor, messages: Tensor) -> Tensor:
+    """The message of every label (...), of the classes' ones (C, S or 1, D): (..., S or 1, D).
+
+    By F.embedding, for the gradient of an index adds up in whatever order its threads come.
+    """
+    return F.embedding(y, messages.flatten(1)).unflatten(-1, messages.shape[1:])
+
+
 def mixture(shares: Tensor, messages: Tensor) -> Tensor:
-    """The mean message under shares (..., C) of the classes' ones (C, S or 1, D): (..., S or 1, D)."""
-    return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
+    """The mean message under shares (..., C) of the classes' ones (C, S or 1, D): (..., S or 1, D).
+
+    In full precision: what is left of a label's own message beside it may be small.
+    """
+    with torch.autocast(messages.device.type, enabled=False):
+        return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -24,8 +24,8 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
 from sidestep.families import FAMILIES
 from sidestep.families.bernoulli import Bernoulli
-from sidestep.families.family import Family
-from sidestep.methods.bll import BLL
+from sidestep.families.family import Family, inner
+from sidestep.methods.bll import BLL, mixture, of_label
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
 from sidestep.nn import tiles
@@ -635,6 +635,29 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     law = Bernoulli()
     expected = law.kl(law.product(raw[0], 0.7 * b[1] + 0.3 * b[3]), raw[0]).sum(-1).mean()  # over positions
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)  # float32
+
+
+def test_the_messages_of_labels_have_one_gradient_on_any_number_of_threads() -> None:
+    """That of an index has the sums of whichever thread came first."""
+    messages, y = torch.randn(10, 1, 512, requires_grad=True), torch.randint(10, (256,))
+    weights = torch.randn(256, 1, 512)
+    assert torch.equal(of_label(y, messages), messages[y])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad((of_label(y, messages) * weights).sum(), messages)[0] for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_under_autocast_messages_and_read_outs_are_computed_in_float32() -> None:
+    told, messages = torch.randn(6, 2, 5), torch.randn(CLASSES, 2, 5)
+    shares = torch.randn(6, CLASSES).softmax(-1)
+    expected = mixture(shares, messages), inner(told, messages), inner(told, messages[:, :1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mixture(shares, messages), inner(told, messages), inner(told, messages[:, :1])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
