@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -44,7 +45,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from sidestep.core.block import Block, Chain
-from sidestep.core.cell import Batch, Cell
+from sidestep.core.cell import Batch, Cell, frozen_statistics
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
@@ -53,7 +54,7 @@ from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.family import LEAST, Family, cross_entropy_bound, inner
 from sidestep.nn.heads import HeadKind
-from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifted, lifting, opened
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.tiles import Rows, tiled
 from sidestep.nn.twins import Twin, TwinKind, twins
@@ -215,7 +216,10 @@ class BLL(Method):
 
         told, *logits = tiled(lambda: at_mean, [raw], linear if self.centre == "prediction" else [])
         passed = latents.features(told)
-        own = self.own(cell, messages, lambda: logits[0] if lift is None else lifted(lift(passed), weights))
+        own = self.own(cell, messages, lambda: self.lifted(cell, told, weights, True) if lift else logits[0])
+        if lift and not self.draws and not self.predicts(cell.task) and any(True for _ in lift.buffers()):
+            with torch.no_grad():  # for its running statistics alone
+                self.lifted(cell, told, weights, True)
 
         def make() -> Rows:
             random = cell.generator()
@@ -229,6 +233,10 @@ class BLL(Method):
         send = latents.features(of_rho[0]) if self.bootstrap else passed
         return Emit(send=(send,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
 
+    def predicts(self, task: Task) -> bool:
+        """Whether messages are centred by what a block predicts."""
+        return self.centre == "prediction" and isinstance(task, Classification)
+
     def own(self, cell: Cell, messages: Tensor, predict: Callable[[], Tensor]) -> Tensor:
         """The message of every label, (..., S or 1, D), centred as `centre` says by the logits that `predict` gives.
 
@@ -237,7 +245,7 @@ class BLL(Method):
         if isinstance(cell.task, Regression):
             return messages
         own = mixture(cell.y, messages) if cell.y.is_floating_point() else of_label(cell.y, messages)
-        if self.centre == "classes":
+        if not self.predicts(cell.task):
             return own
         return parts(cell.block)[0].family.less(own, mixture(predict().softmax(-1), messages))
 
@@ -281,11 +289,21 @@ class BLL(Method):
 
     def miss(self, cell: Cell, seen: Tensor, weights: Tensor | None) -> Tensor:
         """-E_rho[log p_k(y | z)] of every label, (...), or of all numbers of a sample, (B,), of what `matched` sees."""
-        latents, _, lift = parts(cell.block)
+        _, _, lift = parts(cell.block)
         if self.likelihood == "closed":
             return (cell.target(self.label_smoothing) * seen).sum(-1)
-        answer = seen if lift is None else lifted(lift(latents.features(seen)), weights)
+        answer = self.lifted(cell, seen, weights, False) if lift else seen
         return surprise(cell, answer, self.label_smoothing)
+
+    def lifted(self, cell: Cell, told: Tensor, weights: Tensor | None, at_mean: bool) -> Tensor:
+        """What the learned map answers to t(z) or its mean, (..., S, D): logits (..., C), or what a regression wants.
+
+        Its running statistics are of what it gets at inference: the mean of alpha, or samples where answers are drawn.
+        """
+        latents, _, lift = parts(cell.block)
+        assert lift is not None
+        with frozen_statistics(lift) if at_mean == bool(self.draws) else nullcontext():
+            return read(latents, told, weights, lift)
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
         return diagnose(self, chain, batch, task)

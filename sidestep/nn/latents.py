@@ -151,11 +151,7 @@ def read(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.Module
     if lift is None:
         assert weights is not None
         return inner(told, weights)
-    return lifted(lift(latents.features(told)), weights)
-
-
-def lifted(found: Tensor, weights: Tensor | None) -> Tensor:
-    """What a learned map found, (..., L), compared with embeddings (C, L); without any it is the answer."""
+    found = lift(latents.features(told))
     return found if weights is None else found @ weights.mT
 
 

@@ -660,6 +660,31 @@ def test_under_autocast_messages_and_read_outs_are_computed_in_float32() -> None
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("centre", ["prediction", "classes"])
+@pytest.mark.parametrize("draws", [0, 2])
+def test_a_learned_maps_running_statistics_are_of_what_it_gets_at_inference(centre: Any, draws: int) -> None:
+    """The mean of alpha; or samples, from which it is answered with draws."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3), Pool(), nn.Linear(6, CLASSES))
+    method = BLL(read_out="lifted", centre=centre, draws=draws, m=0.0)  # where rho is alpha, samples are of one law
+    engine = engine_for(method, model, sgd(lr=0.0), blocks=2)
+    lift = engine.chain.blocks[0].extras["lift"]
+    (norm,) = (part for part in lift.modules() if isinstance(part, nn.BatchNorm2d))
+    norm.momentum = 1.0  # so that they are the last batch's
+    given: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, args: given.append(args[0].detach()))  # pyright: ignore[reportUnknownLambdaType]
+    x, y = some_batch()
+    engine.step((x, y))
+    assert norm.num_batches_tracked is not None and norm.num_batches_tracked.item() == 1
+    counted = given[-1] if draws else given[0]
+    given.clear()
+    engine.predict(x)
+    variance = torch.cat(given).var((0, 2, 3))
+    # float32; of samples others are drawn at inference.
+    torch.testing.assert_close(norm.running_var, counted.var((0, 2, 3)), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(norm.running_var, variance, rtol=0.3 if draws else 1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampling_is_a_function_of_the_step_and_the_seed(family: Any) -> None:
     method = BLL(family=family, likelihood="sample")
