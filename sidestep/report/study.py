@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,19 @@ class Page:
     rows: Sequence[Mapping[str, Any]]
     """What the page was made from.  Each has `labels` (words by their names), `device`, `commit` and `command`; it may
     have `seed`, and `val_accuracy` and `test_accuracy` (fractions) or, in their place, how the run `failed`."""
+
+
+def joined(pages: Mapping[str, Page]) -> Page:
+    """Pages of one question as one that says where each answer and section is from; a single one as it is."""
+    first, *others = pages.values()
+    if not others:
+        return first
+    return Page(
+        first.title,
+        " ".join(f"On {where}: {page.answer}" for where, page in pages.items()),
+        [replace(s, heading=f"{s.heading}, on {where}") for where, page in pages.items() for s in page.sections],
+        [row for page in pages.values() for row in page.rows],
+    )
 
 
 def write_page(page: Page, out: Path) -> None:

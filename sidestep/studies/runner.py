@@ -28,7 +28,7 @@ from sidestep.errors import Busy, Diverged
 from sidestep.files import append_jsonl, only_writer, read_jsonl
 from sidestep.run import commit, device_name
 from sidestep.studies import study_named
-from sidestep.studies.study import Machine, Piece, Row
+from sidestep.studies.study import Machine, Piece, Row, machine_of
 
 RUN = "run"
 """Where in a piece's folder its run is kept; the folder itself is the worker's lock."""
@@ -93,7 +93,7 @@ def run(
     if rows:
         from sidestep.report.study import write_page
 
-        write_page(study.page(study.labelled(rows)), page)
+        write_page(study.shown(rows), page)
     text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f"\npage: {page}" if rows else "")
     return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}
 
@@ -101,7 +101,7 @@ def run(
 def evidence(piece: Piece, name: str, execute: Execute, folder: Path) -> Row:
     """Run one piece, or what is left of it."""
     place = ["--out", str(folder / RUN), "--resume", "last"] if piece.words[0] == "train" else []
-    device = device_name(torch.device("cuda" if piece.words[-1] == "cuda" else "cpu"))  # the last word on it counts
+    device = device_name(torch.device("cuda" if machine_of(piece.command) == "gpu" else "cpu"))
     row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command}
     row |= {"commit": commit(), "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
     began = time.perf_counter()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Machine = Literal["cpu", "gpu"]
 MACHINES: tuple[Machine, ...] = ("cpu", "gpu")
+ON_GPU = " --device cuda"
 TRIAL_SEED = 1000
 """Of trials: no run's own, whose validation split would have been chosen on."""
 
@@ -117,10 +118,15 @@ def judged(row: Row) -> float:
     return -row["val_loss"] if "val_loss" in row else row["val_accuracy"]
 
 
+def machine_of(command: str) -> Machine:
+    """On what a piece's command line runs: the last word counts."""
+    return "gpu" if command.endswith(ON_GPU) else "cpu"
+
+
 def _piece(labels: Mapping[str, str], words: str, machine: Machine, seed: int) -> Piece:
     # A bench is no function of the seed.
     words += f" --seed {seed} --no-report" if words.startswith("train") else ""
-    words += " --device cuda" if machine == "gpu" else ""
+    words += ON_GPU if machine == "gpu" else ""
     return Piece(labels, tuple(shlex.split(words)))
 
 
@@ -141,6 +147,14 @@ class Study:
         """
         found = self._smoke() if smoke else self._all(machine, seeds, rows)
         return list({piece.command: piece for piece in found}.values())
+
+    def shown(self, rows: Sequence[Row]) -> Page:
+        """The page of these rows, of which there is at least one; each machine's apart, for no two are to be paired."""
+        from sidestep.report.study import joined
+
+        known = self.labelled(rows)
+        found = {machine: [row for row in known if machine_of(row["command"]) == machine] for machine in MACHINES}
+        return joined({f"a {machine.upper()}": self.page(its) for machine, its in found.items() if its})
 
     def labelled(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, each under the labels of every piece that is its command: what grids share is run once."""

@@ -59,7 +59,7 @@ def test_the_smoke_of_what_is_for_a_gpu_leaves_a_page_with_every_number_and_repe
     rows, left = read_jsonl(file), file.read_bytes()
     assert [row["command"] for row in rows] == [piece.command for piece in pieces]
     assert not [row for row in rows if "failed" in row]
-    found = study_named(study).page(study_named(study).labelled(rows))
+    found = study_named(study).shown(rows)
     assert {s.heading: len(s.tables) for s in found.sections} == sections
     cells = [cell for s in found.sections for _, table in s.tables for row in table.rows for cell in row]
     assert "not measured" not in cells

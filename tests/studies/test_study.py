@@ -20,6 +20,7 @@ from sidestep.errors import Diverged
 from sidestep.files import only_writer, read_jsonl
 from sidestep.report.study import Page, Section
 from sidestep.studies import runner
+from sidestep.studies.rows import minus, pick, points
 from sidestep.studies.statistics import difference, paired
 from sidestep.studies.study import Grid, Piece, Row, Study
 
@@ -83,6 +84,28 @@ def test_a_command_of_two_grids_is_run_once_and_read_under_the_labels_of_both() 
         row | {"labels": {"arm": "deep"}},
         row | {"labels": {"arm": "cut"}},
     ]
+
+
+def test_rows_of_a_cpu_and_of_a_gpu_stand_apart_on_the_page() -> None:
+    """Equal arms and seeds: else the GPU's backprop would be paired with the CPU's SID."""
+    grid = Grid({"SID": "train sid", "backprop": "train backprop"}, seeds={"cpu": 1, "gpu": 1})
+
+    def gap(rows: Sequence[Row]) -> Page:
+        sid, backprop = (pick(rows, arm=arm) for arm in ("SID", "backprop"))
+        return Page("Is it so?", f"{points(minus(sid, backprop))}.", [Section("All")], rows)
+
+    study = Study("Is it so?", [grid], gap)
+    accuracies = [0.90, 0.89, 0.97, 0.95]
+    pieces = [*study.pieces("cpu"), *study.pieces("gpu")]
+    rows = [
+        {"labels": dict(piece.labels), "command": piece.command, "seed": 0, "test_accuracy": accuracy}
+        for piece, accuracy in zip(pieces, accuracies, strict=True)
+    ]
+    both = study.shown(rows)
+    assert both.answer == "On a CPU: +1.00. On a GPU: +2.00."
+    assert [section.heading for section in both.sections] == ["All, on a CPU", "All, on a GPU"]
+    assert both.rows == rows
+    assert study.shown(rows[:2]) == gap(rows[:2])
 
 
 class Fake:
@@ -269,6 +292,7 @@ KILLED = """
 import sys
 from sidestep import cli, commands, studies
 from sidestep.studies import runner
+from sidestep.studies.rows import minus, pick, points
 from tests.studies.test_study import SMALL
 studies.STUDIES["small"] = ""
 runner.study_named = commands.study_named = lambda _: SMALL
