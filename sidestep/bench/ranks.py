@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -69,9 +69,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     shared = {ours: engine.step} | rivals(assembly, ranks, group)
 
     def turn(step: Step | None) -> None:
-        if step is not None:
-            for batch in islice(batches, STEPS_A_TURN):
-                step(batch)
+        take(batches, step)
         dist.barrier(group)
 
     steps: dict[str, Step | None] = {name: step if ranks.rank == 0 else None for name, step in single.items()}
@@ -98,6 +96,13 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     if pipelines:
         found["pipeline"] = pipeline_share(min(pipelines, key=lambda name: rows[name]["step_ms"]), found)
     return found | circumstances(assembly)
+
+
+def take(batches: Iterator[tuple[Tensor, Tensor]], step: Step | None) -> None:
+    """The steps of a turn, or nothing; either way as many batches are gone, so that all processes are at the same."""
+    for batch in islice(batches, STEPS_A_TURN):
+        if step is not None:
+            step(batch)
 
 
 def first_batches(assembly: Assembly) -> list[tuple[Tensor, Tensor]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
+import torch
 
 from sidestep.bench import ranks
-from sidestep.bench.ranks import pipeline_share, ranks_table
+from sidestep.bench.ranks import STEPS_A_TURN, pipeline_share, ranks_table, take
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 
@@ -34,6 +37,17 @@ def test_blocks_in_two_processes_are_timed_beside_every_rival() -> None:
         "local_ce",
         "backprop",
     }
+
+
+def test_a_process_that_does_nothing_in_a_turn_is_at_the_others_batch_after_it() -> None:
+    """Else one has inputs and another the labels of another batch."""
+    batches = [(torch.tensor(n), torch.tensor(n)) for n in range(5)]
+    busy, idle = cycle(batches), cycle(batches)
+    seen: list[int] = []
+    take(busy, lambda batch: seen.append(int(batch[0])))
+    take(idle, None)
+    assert len(seen) == STEPS_A_TURN
+    assert next(busy) is next(idle)
 
 
 def test_a_pipelines_loss_is_split_into_factors_that_multiply_to_it() -> None:
