@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class GradientSum:
 
     They go in pieces, each on its way as soon as the part's last backward call of a step is through with it, so while
     that call goes on.  All replicas send the same pieces in the same order, whatever they have: a gradient that is
-    missing counts as 0, and stays missing.
+    missing counts as 0, and stays missing where no replica has it.
     """
 
     def __init__(self, part: str, module: nn.Module, replicas: Replicas) -> None:
@@ -85,13 +85,18 @@ class GradientSum:
 
     def wait(self) -> None:
         """Put the sums where the gradients are.  Raises WireError where a replica is gone."""
-        for flat, targets, work in self.flights:
+        for flight in self.flights:
             try:
-                work.wait()
+                flight.work.wait()
             except RuntimeError as error:
                 raise WireError(f"{self.part}: a replica is gone ({cause(error)}).") from error
-            for target, found in zip(targets, flat.split([t.numel() for t in targets]), strict=True):
+            sizes = [target.numel() for target in flight.targets]
+            *sums, holders = flight.flat.split([*sizes, flight.flat.numel() - sum(sizes)])
+            for target, found in zip(flight.targets, sums, strict=True):
                 target.copy_(found.view(target.shape))
+            for n, parameter in flight.missing.items():
+                if holders[n]:
+                    parameter.grad = flight.targets[n]
         self.flights.clear()
 
     def forget(self) -> None:
@@ -110,16 +115,19 @@ class GradientSum:
         piece = self.pieces[-len(self.missing)]
         del self.missing[0]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in piece]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        self.flights.append(_Flight(flat, gradients, self.group.allreduce([flat])))
+        has = [p.new_full((1,), float(p.grad is not None)) for p in piece]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), *has])
+        missing = {n: p for n, p in enumerate(piece) if p.grad is None}
+        self.flights.append(_Flight(flat, gradients, self.group.allreduce([flat]), missing))
 
 
 class _Flight(NamedTuple):
     """What is being added up, or told, and the tensors it is to reach."""
 
-    flat: Tensor
+    flat: Tensor  # all of them; of gradients then how many replicas have each
     targets: Sequence[Tensor]
     work: Work
+    missing: Mapping[int, Tensor] = {}  # the parameters, by their places among the targets, that have no gradient here
 
 
 def pieces(parameters: Sequence[nn.Parameter], size: int = PIECE) -> Iterator[list[nn.Parameter]]:

@@ -72,6 +72,28 @@ def test_gradients_are_those_of_both_and_what_is_missing_stays_missing(groups: l
     assert not torch.equal(alone[0].get_buffer("1.running_mean"), alone[1].get_buffer("1.running_mean"))
 
 
+def test_a_gradient_that_one_replica_has_is_there_at_all(groups: list[ProcessGroup]) -> None:
+    """As where a layer was dropped for one's samples: replicas that do not all move the layer would drift apart."""
+    found, x = [network(), network()], torch.ones(4, 512)
+
+    def learn(replicas: Replicas) -> None:
+        net = found[replicas.rank]
+        total = GradientSum("blocks.0", net, replicas)
+        total.begin()
+        (net[0](x) if replicas.rank else net[2](net[0](x))).sum().backward()
+        total.end()
+        total.wait()
+
+    at_each(groups, learn)
+    expected = network()
+    expected[2](expected[0](x)).sum().backward()
+    first, second, alone = ({name: p.grad for name, p in net.named_parameters()} for net in (*found, expected))
+    assert first["1.weight"] is None and second["1.weight"] is None  # which none has
+    for name in ("2.weight", "2.bias"):
+        torch.testing.assert_close((first[name], second[name]), (alone[name], alone[name]), rtol=0, atol=0)
+    torch.testing.assert_close(first["0.weight"], second["0.weight"], rtol=0, atol=0)
+
+
 def test_a_piece_goes_as_soon_as_the_last_backward_call_has_filled_it(groups: list[ProcessGroup]) -> None:
     """Of two calls the second is said to be the last.  How many are on their way is asked between the layers."""
     nets, seen = [network(), network()], ([0], [0])
