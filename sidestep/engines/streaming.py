@@ -394,7 +394,8 @@ class Streaming:
 
     def gather(self, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The `state_dict` of all engines, and what each adds, at the engine of the first block; a part elsewhere."""
-        return self.run(self.relay.gather("state", When(True, self.steps), self.state_dict() | dict(more)))
+        # As of no training step, whose messages keep their layout: an optimizer's grows with first gradients.
+        return self.run(self.relay.gather("state", When(False, self.steps), self.state_dict() | dict(more)))
 
     def agree(self, value: int) -> int:
         """The first engine's value, at all; it waits for none but its replicas."""
