@@ -57,6 +57,7 @@ def for_four(method: Method) -> Method:
 def trained(case: Case, rule: UpdateRule, **options: Any) -> Streaming:
     """Fifty steps on a network with BatchNorm and dropout."""
     engine = engine_for(for_four(case.method), rule=rule, blocks=BLOCKS, **options)
+    engine.gather({})  # as at a save before the optimizer has any state
     for step in range(STEPS):
         engine.step(some_batch(step))
     return engine
