@@ -228,12 +228,13 @@ class Streaming:
         x, y = batch
         self.task.check(x, y)
         self.parts.train_mode()
-        with frozen_statistics(*(module for _, module in self.parts.named)):
-            whole = Batch(x, y, self.steps, 0, self.progress)
-            self.run(self._sweep(Sweep(whole, False, 1.0, losses, {}, {})))
-        found = self.parts.gradients()
-        self.parts.forget_gradients()
-        return found
+        try:
+            with frozen_statistics(*(module for _, module in self.parts.named)):
+                whole = Batch(x, y, self.steps, 0, self.progress)
+                self.run(self._sweep(Sweep(whole, False, 1.0, losses, {}, {})))
+            return self.parts.gradients()
+        finally:
+            self.parts.forget_gradients()
 
     @property
     def progress(self) -> float | None:
