@@ -23,14 +23,14 @@ def message_bytes(message: Message) -> int:
 
 
 def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """Run the program's cells once, and note what each block's graph and each message weighs.
+    """Run the program's cells on the batch's first micro-batch, and note what each graph and message weighs.
 
     Returns bytes of what cells leave behind (`cells`), and those of a block (`graph`), bytes over each cut `up` and
     `down`, of the hub's graph and output, and the peak that the program derives from them.
     """
     chain, context, method = engine.chain, engine.context, engine.method
-    x, y = batch
-    whole = Batch(x, y, progress=engine.progress)
+    x, y = (part.chunk(engine.accumulate)[0] for part in batch)
+    micro = Batch(x, y, progress=engine.progress)
     count = len(chain.blocks)
     parameters = [p for _, p in chain.named_parameters()]
     up, down = [0] * (count - 1), [0] * (count - 1)
@@ -39,18 +39,18 @@ def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
     frozen = frozen_statistics(*(module for _, module in chain.parts()))
     # One account for the whole walk: a message that two blocks hold is counted at the first of them.
     with frozen, activation_bytes(exclude=parameters) as alive:
-        encoded = run_hub(method.encode, chain.hub, whole, context)
+        encoded = run_hub(method.encode, chain.hub, micro, context)
         hub_bytes = float(alive.current)
         shared = leaves(encoded, engine.derived.hub_trained)
-        cells = [Cell(b, whole, engine.task, shared, {}, key=0) for b in chain.blocks]
+        cells = [Cell(b, micro, engine.task, shared, {}, key=0) for b in chain.blocks]
         carry: Message = ()
         for i, n in engine.cells:
             p = engine.program[i]
-            cells[n].key = context.cell_key(whole, n, p.random_name)
+            cells[n].key = context.cell_key(micro, n, p.random_name)
             if p.order == "up" and n == 0:
-                carry = method.source(whole, shared, engine.task)
+                carry = method.source(micro, shared, engine.task)
             elif p.order == "down" and n == count - 1:
-                carry = method.sink(whole, shared, engine.task)
+                carry = method.sink(micro, shared, engine.task)
             before = alive.current
             emit = run_cell(p, cells[n], () if p.order == "each" else carry, context)
             weight[i, n] = float(alive.current - before)
@@ -82,7 +82,7 @@ def describe(assembly: Assembly) -> dict[str, object]:
     x, y = assembly.batches(0)
     found = walk(engine, (x, y))
     derived = engine.derived
-    to_hub = found["hub_message"] * config.blocks
+    to_hub = engine.accumulate * found["hub_message"] * config.blocks
     return {
         "method": config.method,
         "reference": assembly.method.reference,
@@ -96,8 +96,8 @@ def describe(assembly: Assembly) -> dict[str, object]:
         "shared": assembly.chain.hub is not None and derived.hub_trained,
         "locks": derived.locks,
         "depends_on_later": [derived.depends(n) for n in range(config.blocks)],
-        "bytes_up": sum(found["up"]),
-        "bytes_down": sum(found["down"]),
+        "bytes_up": engine.accumulate * sum(found["up"]),
+        "bytes_down": engine.accumulate * sum(found["down"]),
         "bytes_shared_out": to_hub,
         "bytes_shared_back": to_hub if derived.hub_trained else 0,
         "block_graph_bytes": found["graph"],

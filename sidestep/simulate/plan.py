@@ -49,7 +49,8 @@ class Weights:
         self.gradients = {
             part: sum(p.nbytes for p in module.parameters() if p.requires_grad) for part, module in engine.chain.parts()
         }
-        self.together = engine.rule.clip is not None and engine.derived.gradients_cross
+        clipped = engine.rule.clip is not None and engine.derived.gradients_cross
+        self.together = clipped or engine.accumulate > 1  # all gradients are there at once
 
     def graphs(self, own: range) -> int:
         """Activations alive at once."""

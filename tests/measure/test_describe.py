@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sidestep.assemble import assemble
 from sidestep.config import resolve
 from sidestep.core.method import Method
-from sidestep.measure.describe import walk
+from sidestep.measure.describe import describe, walk
 from sidestep.measure.memory import activation_bytes
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
 from sidestep.methods.bll import BLL
@@ -137,3 +137,15 @@ def test_a_step_of_a_deep_network_keeps_its_largest_blocks_graph(
         assert measured.peak == largest
         peaks.append(measured.peak)
     assert (len(set(peaks)) == 1) == (model == "resmlp")
+
+
+def test_of_micro_batches_one_is_alive_at_a_time_and_all_cross_the_cuts() -> None:
+    flags = {"data": "digits", "model": "mlp", "precision": "fp32"}
+    whole, parts, part = (
+        dict[str, Any](describe(assemble(resolve("local_ce", flags | {"batch_size": size, "accumulate": n}))))
+        for size, n in ((64, 1), (64, 4), (16, 1))
+    )
+    assert parts["batch_size"] == 64
+    assert parts["bytes_up"] == whole["bytes_up"]
+    labels = (64 - 16) * torch.int64.itemsize  # a graph that holds some of the batch's holds them all
+    assert parts["peak_activation_bytes"] == part["peak_activation_bytes"] + labels

@@ -45,6 +45,10 @@ def test_what_a_share_needs_grows_with_it_and_a_local_methods_activations_do_not
     steps = torch.tensor(0).nbytes  # the engine's own count, which is no block's
     assert local.of(range(3)) == state - steps + gradients + local.graphs(range(3))
     assert local.graphs(range(3)) == max(local.graphs(range(n, n + 1)) for n in range(3))
+    engine = engine_for(LocalCE(), rule=adam(), accumulate=4)
+    engine.step(some_batch())
+    parts, every = Weights(engine, some_batch()), sum(p.nbytes for _, p in engine.chain.named_parameters())
+    assert parts.of(range(3)) == state - steps + every + parts.graphs(range(3))  # until the last micro-batch
     engine = engine_for(Backprop(), rule=adam())
     engine.step(some_batch())
     back = Weights(engine, some_batch())
