@@ -10,7 +10,8 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sidestep.errors import DataError, UsageError
 from sidestep.files import write_json
+from sidestep.watch import LAUNCHER
 
 Result = dict[str, Any]
 SHUTDOWN_SECONDS = 20
@@ -33,13 +35,12 @@ def launch(line: Sequence[str], ranks: int, max_restarts: int) -> int:
 
     Raises DataError where one of them was killed.
     """
-    prepare_environment(ranks)
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the workers say what is wrong
     try:
         # The agent's own store would be open to the whole network; a file is not.
-        with tempfile.NamedTemporaryFile(prefix="sidestep-ranks-") as meeting_point:
+        with inherited(ranks), tempfile.NamedTemporaryFile(prefix="sidestep-ranks-") as meeting_point:
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -71,8 +72,7 @@ def spawn(ranks: int, threads: int | None, work: Callable[..., Result], *args: s
     threads: of each; None shares out the cores.  What is returned goes through JSON.  Raises the first one's UsageError
     or DataError.
     """
-    prepare_environment(ranks)
-    with tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder:
+    with inherited(ranks), tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder:
         file = Path(folder) / "result.json"
         multiprocessing.spawn(_at_rank, (ranks, free_port(), threads, str(file), work, args), nprocs=ranks)
         found: Result = json.loads(file.read_text(encoding="utf-8"))
@@ -111,10 +111,18 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def prepare_environment(ranks: int) -> None:
-    """What the workers inherit; nothing that the user has set is changed."""
+@contextmanager
+def inherited(ranks: int) -> Generator[None]:
+    """Inside, the environment is what workers inherit; nothing in it that the user has set is another."""
+    before = dict(os.environ)
+    os.environ[LAUNCHER] = str(os.getpid())
     # A restarted group would read the addresses of the one before from a store that is shared with the agent.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(ranks)))
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -20,10 +20,17 @@ EXIT_CODE = 75  # a failure of others, after which the same command may succeed
 _PR_SET_PDEATHSIG = 1
 
 
+LAUNCHER = "RANKS_LAUNCHER_PID"
+"""The variable that tells workers which process launched them."""
+
+
 def die_with_parent() -> None:
     """Have the system kill this process when the one that launched it ends, however that ends.  Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        launcher = os.environ.pop(LAUNCHER, None)  # of this process, and of none that it launches
+        if launcher is not None and int(launcher) != os.getppid():  # which has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Watch:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -21,7 +22,7 @@ from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
 from sidestep.train import Trainer
-from sidestep.watch import EXIT_CODE, SILENCE, Watch
+from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, Watch
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
 
@@ -34,6 +35,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "straight"
     trained("bll", out, **SLOW)
     return out
+
+
+@pytest.mark.parametrize(("launcher", "code"), [(os.getpid(), 0), (os.getpid() + 1, -signal.SIGKILL)])
+def test_a_worker_whose_launcher_ended_before_it_could_be_watched_ends_too(launcher: int, code: int) -> None:
+    asked = "from sidestep.watch import die_with_parent; die_with_parent()"
+    done = subprocess.run([sys.executable, "-c", asked], env=os.environ | {LAUNCHER: str(launcher)})
+    assert done.returncode == code
 
 
 def same_run(out: Path, straight: Path, epochs: int = 6) -> None:
