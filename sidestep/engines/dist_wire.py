@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from queue import Queue
+from contextlib import suppress
+from queue import Full, Queue
 from typing import final
 
 import torch
@@ -75,10 +76,10 @@ class DistWire:
     def close(self, reason: str = "the run is over", patience: float | None = None) -> None:
         """Send what waits, and tell everybody that nothing follows, and why.
 
-        patience: seconds for that, where others may be gone; None is for as long as it takes.
+        patience: seconds that each of its waits may take, where others may be gone; None is as long as it takes.
         """
         for sender in self.senders.values():
-            sender.end(reason)
+            sender.end(reason, patience)
         for thread in (*self.senders.values(), *self.receivers.values()):
             thread.join(patience)
 
@@ -103,14 +104,15 @@ class _Sender(threading.Thread):
             raise WireError(f"{edge}: rank {self.called} is gone ({cause(self.lost)}).")
         self._put(edge, message)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, patience: float | None) -> None:
         farewell = torch.frombuffer(bytearray(reason.encode()), dtype=torch.uint8)
-        self._put(Edge(FAREWELL, When(False, 0), 0, 0), (farewell,))
-        self.waiting.put(None)
+        with suppress(Full):  # the peer has not taken what came before
+            self._put(Edge(FAREWELL, When(False, 0), 0, 0), (farewell,), patience)
+            self.waiting.put(None, timeout=patience)
 
-    def _put(self, edge: Edge, message: Message) -> None:
+    def _put(self, edge: Edge, message: Message, patience: float | None = None) -> None:
         packet = pack(self.run_id, edge, message, self.lane and self.lane.device)
-        self.waiting.put((packet, self.lane and self.lane.ready()))
+        self.waiting.put((packet, self.lane and self.lane.ready()), timeout=patience)
 
     def run(self) -> None:
         while (waiting := self.waiting.get()) is not None:

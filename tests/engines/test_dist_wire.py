@@ -161,6 +161,18 @@ def test_who_has_ended_says_why(ends: tuple[DistWire, DistWire]) -> None:
             receiver.receive(edge(1))
 
 
+def test_who_ends_does_not_wait_longer_than_its_patience_for_a_peer_that_takes_nothing(
+    ends: tuple[DistWire, DistWire],
+) -> None:
+    sender, _ = ends
+    for k in range(WINDOW + 1):  # what waits, and what is in the thread's hands
+        sender.send(edge(k), (torch.zeros(CHUNK),))
+    ending = threading.Thread(target=sender.close, args=("it was stopped", 0.1), daemon=True)
+    ending.start()
+    ending.join(5)
+    assert not ending.is_alive()
+
+
 def test_errors_call_a_rank_by_its_number_among_all(groups: list[ProcessGroup]) -> None:
     """Of a chain of the second replicas, whose places in their group are 0 and 1."""
     first, second = (DistWire(group, SHARES, RUN, called=[1, 3]) for group in groups)
