@@ -126,14 +126,15 @@ def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Mo
     """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
 
     Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
-    in every batch.  raw: as `Latents.raw` gives it, (..., S, N).
+    for every input, so that an answer is a function of it.  raw: as `Latents.raw` gives it, (..., S, N).
     """
     family = latents.family
     if not draws:
         return read(latents, family.mean_of(raw), weights, lift)
     natural = family.to_natural(raw)
     random = torch.Generator(natural.device).manual_seed(0)
-    answers = [read(latents, family.told(family.sample(natural, random)), weights, lift) for _ in range(draws)]
+    sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
+    answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]
     each = at_least_float32(torch.stack(answers))
     if weights is not None:
         return each.log_softmax(-1).logsumexp(0) - math.log(draws)
