@@ -83,8 +83,14 @@ class Stack:
 
         parameters = {f"block.{name}": parameter for name, parameter in self.parameters.items()}
         index = torch.arange(self.indices.start, self.indices.stop, device=context.device)
-        with context.precision():
-            loss, metrics = vmap(one, in_dims=(0, 0, *(0 for _ in received)))(parameters, index, *received)
+        try:
+            with context.precision():
+                loss, metrics = vmap(one, in_dims=(0, 0, *(0 for _ in received)))(parameters, index, *received)
+        except RuntimeError as error:
+            if self.checked:
+                raise
+            reason = str(error).partition(". ")[0].partition("\n")[0]
+            raise ValueError(f"a pass that cannot be stacked, {p}: {reason}; use streaming.") from error
         if not self.checked:
             self._check(p, batch, context, shared, first, loss)
         (loss * weight).sum().backward()

@@ -221,6 +221,19 @@ def test_blocks_that_differ_in_what_their_modules_do_not_show_are_found_out() ->
     )
 
 
+def test_a_pass_that_draws_is_refused_at_the_first_step() -> None:
+    """Only the computation shows it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, WIDTH), *(Residual() for _ in range(3)), nn.Linear(WIDTH, CLASSES))
+    task = Classification(CLASSES, batch(0)[0][:2])
+    method = BLL(twin="linear", likelihood="sample")
+    engine = Streaming(method, method.build(model, task, CutPlan(4)), task, sgd(), stacked=True)
+    with pytest.raises(
+        ValueError, match=r"^a pass that cannot be stacked, Up\(match\).*: .*random.*; use streaming\.$"
+    ):
+        engine.step(batch(0))
+
+
 def test_frozen_blocks_and_compiled_ones_are_not_stacked() -> None:
     assert [s.indices for s in CASES["modules"].engine(stacked=True, freeze=[3]).parts.stacks.values()] == [
         range(3),
