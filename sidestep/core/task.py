@@ -87,7 +87,7 @@ class Classification(Task):
 
     def target(self, y: Tensor, smoothing: float = 0.0) -> Tensor:
         """The target distribution t = (1 - s) y + s / C, (..., C).  y: (...) class indices, or (B, C) soft labels."""
-        one_hot = y if y.is_floating_point() else F.one_hot(y, self.num_classes).float()
+        one_hot = (y if y.is_floating_point() else F.one_hot(y, self.num_classes)).float()
         return torch.lerp(one_hot, torch.full_like(one_hot, 1 / self.num_classes), smoothing) if smoothing else one_hot
 
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:

@@ -53,7 +53,7 @@ from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.family import LEAST, Family, cross_entropy_bound, inner
-from sidestep.nn.heads import HeadKind
+from sidestep.nn.heads import HeadKind, check_hidden
 from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.tiles import Rows, tiled
@@ -108,9 +108,9 @@ class BLL(Method):
         _one_of("read_out", self.read_out, ("linear", "lifted"))
         _one_of("predict", self.predict, ("twin", "classifier"))
         self.law()
-        for name, value in (("twin_width", self.twin_width), ("head_width", self.head_width)):
-            if value < 1:
-                raise ValueError(f"got {name}={value}, expected at least 1.")
+        check_hidden(self.head_width, self.head_depth)
+        if self.twin_width < 1:
+            raise ValueError(f"got twin_width={self.twin_width}, expected at least 1.")
         if self.draws < 0:
             raise ValueError(f"got draws={self.draws}, expected 0 for the mean, or a number of samples.")
         if self.draws and self.predict == "classifier":

@@ -49,7 +49,7 @@ from sidestep.nn.beliefs import (
     read_out,
     uniform,
 )
-from sidestep.nn.heads import Head, HeadKind, Pool, pooled_width
+from sidestep.nn.heads import Head, HeadKind, Pool, check_hidden, pooled_width
 from sidestep.nn.schedules import PerBlock, alphas, remainders
 
 
@@ -75,6 +75,7 @@ class SID(Method):
 
     def __post_init__(self) -> None:
         alphas(self.alpha)
+        check_hidden(self.head_width, self.head_depth)
         if self.form not in ("trunk", "shared"):
             raise ValueError(f"got form={self.form!r}, expected trunk or shared.")
         if self.belief not in get_args(Use):
@@ -93,7 +94,9 @@ class SID(Method):
         task = classes(task, "sid")
         seen = task.num_classes if self.belief == "features" else 0
         if self.form == "shared":
-            whole = replace(plan, blocks=1, at=())(model, task.sample)
+            if plan.at:
+                raise ValueError(f"got at={','.join(plan.at)} with form='shared', which does not cut; leave it out.")
+            whole = replace(plan, blocks=1)(model, task.sample)
             width = pooled_width(whole.shapes[-1])
             modules = [
                 BeliefModule(

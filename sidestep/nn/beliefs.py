@@ -104,7 +104,7 @@ class BeliefModule(nn.Module):
     """One module of the published form: logits f_i([p_{i-1}; z]), Linear(D + C, hidden)-ReLU-Linear(hidden, C).
 
     belief: the width of the belief it sees, C as published, or 0 for none.  per_token: z and beliefs are per token.
-    norm: BatchNorm on the hidden units.  Raises ValueError for one of tokens.
+    norm: BatchNorm on the hidden units.  Raises ValueError for one of tokens, and for no hidden units.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class BeliefModule(nn.Module):
         super().__init__()
         if norm and per_token:
             raise ValueError("got module_norm=true on tokens, expected one label a sample; leave it out.")
+        if hidden < 1:
+            raise ValueError(f"got hidden={hidden}, expected at least 1.")
         self.classes, self.per_token = classes, per_token
         inputs = features + (classes if belief is None else belief)
         norms = [nn.BatchNorm1d(hidden)] if norm else []

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadKind
+from .heads import HeadKind, check_hidden
 
 
 class MapDecoder(nn.Module):
@@ -37,8 +37,7 @@ class MapDecoder(nn.Module):
             raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
         if kind == ("mlp" if spatial else "conv"):
             raise ValueError(f"got head={kind!r} for features of shape {tuple(shape)}, expected auto or linear.")
-        if depth < 1:
-            raise ValueError(f"got head_depth={depth}, expected at least 1; head=linear has no hidden layer.")
+        check_hidden(width, depth)
         features, layers = shape[0], list[nn.Module]()
         if not spatial:
             features = shape.numel()

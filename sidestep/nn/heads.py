@@ -27,6 +27,13 @@ def pooled_width(shape: torch.Size) -> int:
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
+def check_hidden(width: int, depth: int) -> None:
+    """Raises ValueError for hidden layers of a head that are none."""
+    for name, value in (("head_width", width), ("head_depth", depth)):
+        if value < 1:
+            raise ValueError(f"got {name}={value}, expected at least 1; head=linear has no hidden layer.")
+
+
 class Head(nn.Module):
     """Features of a block, and an optional belief beside them, to logits.
 
@@ -54,8 +61,7 @@ class Head(nn.Module):
             raise ValueError(
                 f"got head='conv' for features of shape {tuple(shape)}, expected feature maps; use linear or mlp."
             )
-        if depth < 1:
-            raise ValueError(f"got head_depth={depth}, expected at least 1; head=linear has no hidden layer.")
+        check_hidden(width, depth)
         self.classes, self.per_token = outputs, per_token
         features = pooled_width(shape)
         self.trunk: nn.Module = nn.Identity() if per_token else Pool()

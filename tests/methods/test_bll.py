@@ -778,6 +778,7 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
         ({"draws": 2, "predict": "classifier"}, "got draws with predict='classifier', which reads the mean; use predi"),
         ({"twin_width": 0}, "got twin_width=0, expected at least 1"),
         ({"head_width": -3}, "got head_width=-3, expected at least 1"),
+        ({"head_depth": 0}, "got head_depth=0, expected at least 1"),
         ({"likelihood": "closed", "read_out": "lifted"}, "got likelihood='closed' with .*; use likelihood='sample'"),
         ({"detach": "both", "read_out": "lifted"}, "got detach='both' with .* teach the messages; use detach='kl'"),
         ({"family": "categorical", "states": 1}, "got states=1, expected at least 2"),
@@ -795,7 +796,6 @@ def test_fields_out_of_range_are_refused_in_one_line(fields: dict[str, Any], mes
     [
         ({"family": "categorical", "states": 3}, "got a block with 8 channels for latents of 3 states, expected a mul"),
         ({"read_out": "lifted", "head": "linear"}, "got head='linear' for a lifted read-out, expected conv or mlp"),
-        ({"read_out": "lifted", "head_depth": 0}, "got head_depth=0, expected at least 1"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused_when_it_is_cut(fields: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidestep.core.block import Chain
+from sidestep.core.cut import CutPlan
 from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
@@ -212,10 +213,11 @@ def test_alpha_1_is_local_cross_entropy_that_sees_the_belief_before(form: str) -
 
 
 @pytest.mark.parametrize("form", ["trunk", "shared"])
-def test_a_soft_one_hot_label_is_the_hard_one(form: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_soft_one_hot_label_is_the_hard_one(form: str, dtype: torch.dtype) -> None:
     x, y = some_batch()
     engines = [engine_of(form=form, label_smoothing=0.1) for _ in range(2)]
-    for engine, labels in zip(engines, (y, F.one_hot(y, CLASSES).float()), strict=True):
+    for engine, labels in zip(engines, (y, F.one_hot(y, CLASSES).to(dtype)), strict=True):
         engine.step((x, labels))
     for (name, a), (_, b) in zip(*(e.chain.named_parameters() for e in engines), strict=True):
         assert torch.equal(a, b), name
@@ -280,11 +282,23 @@ def test_the_trunk_form_shares_nothing_and_leaves_the_classifier_out() -> None:
         ({"alpha": "0.5,-1"}, "got alpha=0.5,-1, expected values in"),
         ({"label_smoothing": 1.0}, r"got label_smoothing=1.0, expected a number in \[0, 1\)"),
         ({"label_smoothing": -0.1}, "got label_smoothing=-0.1, expected a number in"),
+        ({"head_width": 0}, "got head_width=0, expected at least 1"),
+        ({"head_depth": 0}, "got head_depth=0, expected at least 1"),
     ],
 )
 def test_fields_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SID(**fields)
+
+
+def test_modules_without_hidden_units_are_refused_when_the_network_is_cut() -> None:
+    with pytest.raises(ValueError, match="got hidden=0, expected at least 1"):
+        engine_for(SID(form="shared", hidden=0), mlp())
+
+
+def test_cut_points_are_refused_where_nothing_is_cut() -> None:
+    with pytest.raises(ValueError, match="got at=1 with form='shared', which does not cut; leave it out"):
+        SID(form="shared").build(mlp(), Classification(CLASSES, some_batch()[0][:2]), CutPlan(2, at=("1",)))
 
 
 @pytest.mark.parametrize("form", ["trunk", "shared"])
