@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.families.family import Family, at_least_float32, inner
 
-from .heads import Head, HeadKind
+from .heads import Head, HeadKind, pooled_width
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
 
@@ -62,7 +62,7 @@ class Latents(nn.Module):
         super().__init__()
         self.family, self.shape, self.per_token = family, shape, per_token
         self.tokens = len(shape) == 2
-        self.channels = shape[-1] if self.tokens else shape[0]
+        self.channels = pooled_width(shape)
         self.positions = 1 if per_token else shape.numel() // self.channels
         self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
