@@ -68,11 +68,14 @@ class Cell:
         return made[smoothing]
 
     def generator(self) -> torch.Generator:
-        """A method's own randomness, the same in every engine; the block's dropout draws from the cell's key itself."""
+        """A method's own randomness, the same in every engine; the block's dropout draws from the cell's key itself.
+
+        It begins anew with every call: two draws of a pass are to be from one generator.
+        """
         return generator(key(self.key, "method"), self.batch.x.device)
 
     def randn(self, *shape: int) -> Tensor:
-        """Standard normal noise."""
+        """Standard normal noise, the first of `generator`."""
         return torch.randn(*shape, device=self.batch.x.device, generator=self.generator())
 
 

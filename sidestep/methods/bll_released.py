@@ -7,7 +7,7 @@ that one linear map per block learns.
     n(h): max-pool over positions, less the mean over channels, of length 1
     P_c   = mean of n(sg h) over the batch's samples of class c, 0 where there is none
     L_k   = w_f 1/2 |W - P|^2 + w_c mean_ij [i != j] min((n_i . n_j)^2, 1) + w_s s / B^2 sum_i W_{y_i} . n_i
-            + w_p CE(V pool(h), y) + w_d |f(x + eps noise) - sg h|^2        (W a constant in the third term)
+            + w_p CE(V pool(h), y) + w_d mean (f(x + eps noise) - sg h)^2   (W a constant in the third term)
     L_K   = w_y CE(logits, y)
 
 What the release does against its own aim is a field: s = +1 drives activations away from their prototypes
