@@ -48,8 +48,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one."""
-    aside = path.with_name(f".{path.name}.aside")
+    """Replace a file as a whole: after a crash it is the old one or the new one, of two writers the last one's."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
         write_synced(aside, data)
         os.rename(aside, path)

@@ -493,6 +493,23 @@ def test_a_json_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkey
     assert path.read_bytes() == "β\n".encode() and names(tmp_path) == {"summary.json"}
 
 
+def test_of_two_processes_that_replace_a_file_at_once_both_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two workers that end a study do: one is where the other has written but not yet renamed."""
+    path, rename = tmp_path / "page.html", os.rename
+
+    def meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        write_text_atomic(path, "the other's")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", meanwhile)
+    write_text_atomic(path, "one's own")
+    assert path.read_text() == "one's own" and names(tmp_path) == {"page.html"}
+
+
 def test_a_log_is_cut_back_to_the_rows_of_the_checkpoint_without_a_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     truncate_jsonl(path, lambda row: True)
