@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,12 @@ def device_name(device: torch.device) -> str:
         return "cpu"
 
 
+@cache
 def commit() -> str:
-    """The commit of the checkout this package runs from, with `+` if it has uncommitted changes, or the version."""
+    """The commit of the checkout this package runs from, with `+` if it has uncommitted changes, or the version.
+
+    As it was when first asked: a process goes on with the code that it has read.
+    """
 
     def git(*words: str) -> str:
         here = Path(__file__)
