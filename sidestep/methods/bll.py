@@ -219,7 +219,7 @@ class BLL(Method):
         own = self.own(cell, messages, lambda: self.lifted(cell, told, weights, True) if lift else logits[0])
         if lift and not self.draws and not self.predicts(cell.task) and any(True for _ in lift.buffers()):
             with torch.no_grad():  # for its running statistics alone
-                self.lifted(cell, told, weights, True)
+                self.lifted(cell, told.detach(), weights, True)
 
         def make() -> Rows:
             random = cell.generator()
