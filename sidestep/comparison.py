@@ -40,6 +40,8 @@ def run(
     methods = list(dict.fromkeys(methods))
     first = make(methods[0], 0)
     out = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-compare-{PurePath(first.data).name}"
+    if (out / CONFIG).exists():
+        raise UsageError(f"{out} holds a run, expected none or those of a comparison; choose another --out.")
     if any(out.glob(f"*/{CONFIG}")) and not (resume or overwrite):
         raise UsageError(f"{out} holds runs; give --resume last to continue them, --overwrite, or another --out.")
     if resume and not out.is_dir():

@@ -132,6 +132,19 @@ def test_a_folder_with_runs_is_refused_unless_it_is_said_what_to_do(
     assert contents(compared) == before
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume", "last"]])
+def test_the_folder_of_a_run_takes_no_comparison(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even to overwrite: the page of one would stand over the other's files."""
+    (tmp_path / "config.toml").write_text('method = "sid"\n')
+    (tmp_path / "report.html").write_text("the run's")
+    before = contents(tmp_path)
+    assert cli.main(["compare", "local_ce", "--seeds", "1", *words(QUICK), "--out", str(tmp_path), *more]) == 2
+    assert f"{tmp_path} holds a run, expected" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 # ---------------------------------------------------------------------- backprop's twin
 
 
