@@ -32,7 +32,8 @@ def run(
     """What `sidestep compare` does: a folder a run, `compare.json` and `report.html` beside them.
 
     make: (method, number of the run from 0) -> configuration.  With resume, finished runs are taken as they are and the
-    others continued; a run that was made with other settings is refused before any work.
+    others continued.  A run that was made with other settings, and a network that one of the methods refuses, are found
+    before any work.
     """
     from sidestep import train
     from sidestep.report.build import write_report
@@ -52,6 +53,8 @@ def run(
         begun = resume and (folder / CONFIG).exists()
         configs.append(replace(config, out=folder, resume=resume if begun else None, overwrite=overwrite))
         enter(configs[-1])
+    for method in methods:
+        assemble(make(method, 0))  # and not kept: its memory would count among that of the runs
     summaries: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for i, config in enumerate(configs, 1):
         print(f"sidestep: run {i} of {len(configs)}: {config.method}, seed {config.seed}", file=sys.stderr)

@@ -70,6 +70,7 @@ def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *say
         ("train sid --cuda-graph --device cpu", "got a CUDA graph on cpu, expected a CUDA device; leave --cuda-graph"),
         ("train sid --device cpuu", "unknown device 'cpuu'; expected auto, cpu or cuda."),
         ("compare sid --set sid.alpha=2", "got alpha=2.0, expected values in (0, 1]"),
+        ("compare local_ce --set local_ce.head=conv --seeds 1", "got head='conv' for features of shape (256,)"),
     ],
 )
 def test_a_word_or_value_that_cannot_be_is_2_and_leaves_nothing(
