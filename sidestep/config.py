@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get
 from sidestep import models
 from sidestep.bench.recipes import Optimizer, Select, model_for, recipe_for, recipe_named
 from sidestep.errors import DataError, UsageError, unknown
+from sidestep.files import read_text
 from sidestep.methods import METHODS, method_class, method_fields, method_name
 from sidestep.schedules import Schedule
 
@@ -222,7 +223,7 @@ def to_toml(config: TrainConfig) -> str:
 
 def from_toml(text: str, where: str = "config.toml") -> TrainConfig:
     """The configuration that `to_toml` wrote.  Raises DataError if it is no TOML or incomplete, else as `resolve`."""
-    given = _parse(text, where)
+    given = parse_toml(text, where)
     if missing := [f.name for f in OPTIONS.values() if f.default is MISSING and f.name not in given]:
         raise DataError(f"{where}: {', '.join(missing)} missing; expected the config.toml that a run writes.")
     model = str(given["model"].value)
@@ -298,14 +299,7 @@ def _is_key(variable: str) -> bool:
 
 
 def _from_file(path: Path | None) -> dict[str, Given]:
-    if path is None:
-        return {}
-    try:
-        return _parse(Path(path).read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); expected a TOML file of keys, as --print-config shows."
-        ) from None
+    return {} if path is None else parse_toml(read_text(path), str(path))
 
 
 def _home(resume: str | None, out: Path | None) -> Path | None:
@@ -330,8 +324,8 @@ def _from_run(folder: Path, model: str | None) -> dict[str, Given]:
     return {k: v for k, v in found.items() if k not in PLACE and not (other and k.startswith("model."))}
 
 
-def _parse(text: str, where: str) -> dict[str, Given]:
-    """TOML with its tables flattened by dots."""
+def parse_toml(text: str, where: str) -> dict[str, Given]:
+    """TOML with its tables flattened by dots.  Raises DataError for text that is none."""
 
     def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Given]:
         found: dict[str, Given] = {}
@@ -343,7 +337,7 @@ def _parse(text: str, where: str) -> dict[str, Given]:
     try:
         return flatten(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{where} is no TOML: {error}; expected lines like epochs = 3.") from None
+        raise DataError(f"{where} is no TOML ({error}), expected lines like epochs = 3; correct it.") from None
 
 
 def literal(value: object) -> str:

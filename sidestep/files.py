@@ -6,7 +6,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,34 @@ def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
         file.write(strict_json(row).encode() + b"\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last line torn by a crash; no file is no rows.  Raises DataError as below."""
-    return [row for row, _ in _rows(path)] if path.exists() else []
+def read_text(path: Path) -> str:
+    """UTF-8 text.  Raises DataError for a file that is none, or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}), expected text in UTF-8; check that file.") from error
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """What a JSON file holds; with keys, an object that has them.  Raises DataError for a damaged file."""
+    text = read_text(path)
+    try:
+        value: Any = json.loads(text)
+        if lacking := [key for key in keys if not isinstance(value, dict) or key not in value]:
+            raise ValueError(f"no {lacking[0]} in it")
+    except ValueError as error:
+        raise DataError(
+            f"{path} is damaged ({error}), expected it as it was written; delete it and run again what wrote it."
+        ) from error
+    return value
+
+
+def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """The rows of a file, without a last line torn by a crash; no file is no rows.
+
+    Raises DataError for any other line that is not a JSON object with these keys.
+    """
+    return [row for row, _ in _rows(path, keys)] if path.exists() else []
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> None:
@@ -109,14 +134,16 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, object]], bool]) -> Non
         write_bytes_atomic(path, b"".join(line + b"\n" for row, line in _rows(path) if keep(row)))
 
 
-def _rows(path: Path) -> Generator[tuple[dict[str, Any], bytes]]:
+def _rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[dict[str, Any], bytes]]:
     lines = path.read_bytes().splitlines()
+    expected = f"JSON object with {', '.join(keys)}" if keys else "JSON object"
     for number, line in enumerate(lines, 1):
+        row: Any = None
         try:
             row = json.loads(line)
         except ValueError:
-            row = None
-        if isinstance(row, dict):
-            yield row, line
-        elif number < len(lines):
-            raise DataError(f"{path}, line {number} is no JSON object, expected one a line; delete that line.")
+            if number == len(lines):
+                return
+        if not isinstance(row, dict) or not set(keys) <= row.keys():
+            raise DataError(f"{path}, line {number} is no {expected}, expected one a line; delete that line.")
+        yield row, line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import shutil
 import subprocess
 import sys
@@ -20,20 +19,25 @@ from torch import Tensor, nn
 
 from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import CONFIG, OPTIONS, PLACE, TrainConfig, from_toml, literal, to_toml
+from sidestep.config import CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.core.task import Regression
 from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
+from sidestep.folder import (
+    CUSTOM,
+    EVIDENCE,
+    METRICS,
+    REPORT,
+    SUMMARY,
+    check_finished,
+    read_history,
+    read_settings,
+    read_summary,
+    settings,
+    to_go_on,
+)
 from sidestep.methods import METHODS, method_class
-
-METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
-EVIDENCE = tuple(f"{name}.json" for name in ("audit", "costs", "examples", "uncertainty", "deviations"))
-"""What a run's page is made of besides; each is there where it was measured."""
-CUSTOM = "custom"
-"""The name of data and networks that only the caller of `fit` has."""
-FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every", "report")
-"""Keys that may change when a run is resumed; those that change its bits are part of the environment, and warned of."""
 
 
 @dataclass
@@ -109,12 +113,7 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     start = Path(config.resume) if config.resume not in (None, "last") else None
     if not (folder / CONFIG).exists():
         return config, start
-    saved, now = (
-        settings((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG)),
-        settings(to_toml(config)),
-    )
-    if "method" not in saved:
-        raise DataError(f"{folder / CONFIG} is no configuration of a run, expected none or a run's; use another --out.")
+    saved, now = read_settings(folder), settings(to_toml(config))
     if not config.resume:
         if not config.overwrite:
             raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
@@ -147,19 +146,19 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
         yield folder
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Remove what a run wrote after a step, all of which is about to be written again."""
+def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Remove what a run wrote after a step, all of which is about to be written again; returns its history until then.
+
+    Raises DataError for a damaged history, with nothing removed.
+    """
+    kept = [row for row in read_history(folder) if row["step"] in range(step + 1)]
     (folder / SUMMARY).unlink(missing_ok=True)
     for path in (folder / "checkpoints").glob("*-*"):
         kind, _, number = path.name.rpartition("-")
         if kind in ("step", "selected") and number.isdecimal() and int(number) > step:
             shutil.rmtree(path)
-    files.truncate_jsonl(folder / METRICS, lambda row: row["step"] in range(step + 1))
-
-
-def read_history(folder: Path) -> list[dict[str, object]]:
-    file = folder / METRICS
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    files.truncate_jsonl(folder / METRICS, lambda row: row in kept)
+    return kept
 
 
 def load_run(path: Path) -> Run:
@@ -168,15 +167,14 @@ def load_run(path: Path) -> Run:
     Raises DataError if it is not one, or if it was trained by `fit` on what only its caller has.
     """
     path = Path(path)
-    if not (path / SUMMARY).is_file() or not (path / CONFIG).is_file():
-        raise DataError(f"{path} holds no finished run (no {SUMMARY}); finish it with `sidestep train --resume last`.")
-    text = (path / CONFIG).read_text(encoding="utf-8")
-    if settings(text, str(path / CONFIG)).get("data") == CUSTOM:
+    saved = read_settings(path)
+    if saved.get("data") == CUSTOM:
         raise DataError(
             f"{path} was trained by fit on a network and data of the caller's own, expected a run of `sidestep train`; "
-            "call fit again with the same arguments and resume='last' to have it back."
+            f"{to_go_on(saved, path)} to have it back."
         )
-    config = from_toml(text, str(path / CONFIG))
+    check_finished(path)
+    config = from_toml(files.read_text(path / CONFIG), str(path / CONFIG))
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         config = replace(config, device="cpu")
     return restored(assemble(config), path)
@@ -190,8 +188,7 @@ def restored(assembly: Assembly, folder: Path) -> Run:
     state, manifest = checkpoint.load(selected)
     warn(checkpoint.check(manifest, fingerprint(assembly), environment(assembly)))
     use(assembly, state)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return Run(assembly, summary, read_history(folder), folder)
+    return Run(assembly, read_summary(folder), read_history(folder), folder)
 
 
 def use(assembly: Assembly, state: Mapping[str, Tensor]) -> None:
@@ -209,14 +206,6 @@ def warn(warnings: Iterable[str]) -> None:
 def to_parts(chain: Chain) -> dict[str, Tensor]:
     """`Chain.state_dict` keyed `<part>/<name>`: a checkpoint holds one file a part."""
     return {f"{part}/{k}": v for part, module in chain.parts() for k, v in module.state_dict().items()}
-
-
-def settings(text: str, where: str = CONFIG) -> dict[str, Any]:
-    """What of a written configuration shapes the trajectory, by key."""
-    try:
-        return {key: value for key, value in tomllib.loads(text).items() if key not in FREE}
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{where} is no TOML: {error}; expected the configuration of a run.") from None
 
 
 def default_of(key: str, model: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
@@ -25,23 +24,11 @@ from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError
 from sidestep.evaluate import by_loss, evaluate, judged, summary_text
+from sidestep.folder import METRICS, REPORT, SUMMARY, read_summary
 from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
-from sidestep.run import (
-    METRICS,
-    REPORT,
-    SUMMARY,
-    enter,
-    environment,
-    fingerprint,
-    open_folder,
-    read_history,
-    rewind,
-    to_parts,
-    use,
-    warn,
-)
+from sidestep.run import enter, environment, fingerprint, open_folder, rewind, to_parts, use, warn
 from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
@@ -228,8 +215,7 @@ class Trainer:
                 self.progress.note(f"{folder} has no complete checkpoint; starting from the beginning")
             else:
                 self.progress.note(f"the run is kept in {folder}")
-            rewind(folder, self.engine.steps)
-            self.history = read_history(folder)
+            self.history = rewind(folder, self.engine.steps)
             kept = replace(self.config, out=None, resume=None, overwrite=False)
             files.write_text_atomic(folder / CONFIG, to_toml(kept))
             yield
@@ -344,7 +330,7 @@ def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool 
         if start.finished and ranks.rank == 0:
             if config.report and not (folder / REPORT).exists():
                 write_page(folder)
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            summary = read_summary(folder)
             return summary | {"text": summary_text(summary, folder)}
         if start.finished:
             raise SystemExit(0)

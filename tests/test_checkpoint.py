@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sidestep.checkpoint import MANIFEST, Manifest, check, latest, load, save
 from sidestep.errors import DataError, UsageError
-from sidestep.files import append_jsonl, strict_json, truncate_jsonl, write_json, write_text_atomic
+from sidestep.files import append_jsonl, read_jsonl, strict_json, truncate_jsonl, write_json, write_text_atomic
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -539,3 +539,13 @@ def test_a_broken_line_inside_a_log_is_named_and_nothing_is_lost(tmp_path: Path)
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is no JSON object"):
         truncate_jsonl(path, lambda row: True)
     assert path.read_bytes() == before
+
+
+def test_a_row_without_what_it_is_read_for_is_named_though_it_is_the_last(tmp_path: Path) -> None:
+    """A line torn by a crash is no JSON; one that is has been written so."""
+    path = tmp_path / "metrics.jsonl"
+    assert read_jsonl(path, "step") == []
+    path.write_text('{"step": 1}\n{"epoch": 1}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is no JSON object with step, expected one a line"):
+        read_jsonl(path, "step")
+    assert read_jsonl(path) == [{"step": 1}, {"epoch": 1}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -371,8 +372,10 @@ def test_what_is_no_finished_run_is_refused(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("sidestep: error: ") and says in line
 
-    refused(tmp_path / "nowhere", "holds no finished run (no summary.json); finish it with")
+    refused(tmp_path / "nowhere", f"no folder {tmp_path / 'nowhere'}, expected that of a run; check the path.")
     run = shutil.copytree(finished["code"], tmp_path / "run")
+    refused(run / "config.toml", f"no folder {run / 'config.toml'}, expected that of a run")
+    refused(run / "checkpoints", f"{run / 'checkpoints'} holds no run (no config.toml), expected a run's folder")
     (selected,) = list((run / "checkpoints").glob("selected-*"))[-1:]
     for path in (run / "checkpoints").glob("selected-*/blocks.1.safetensors"):
         data = bytearray(path.read_bytes())
@@ -383,6 +386,60 @@ def test_what_is_no_finished_run_is_refused(
     refused(run, "holds no selected parameters; run the training again.")
     (run / "config.toml").write_text("epochs = \n")
     refused(run, "config.toml is no TOML")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_run_that_has_not_finished_is_refused_with_the_command_that_finishes_it(
+    command: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished["code"], tmp_path / "a run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    assert cli.main([command, str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sidestep: error: {run} holds no finished run (no summary.json); to finish it, run `")
+    words = shlex.split(line.split("`")[1])
+    assert words == ["sidestep", "train", "sid", "--resume", "last", "--out", str(run)]
+    assert cli.main([*words[1:], "--no-report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_nll"] == summary["test_nll"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("summary.json", b'{"method": "si'),
+        ("summary.json", b"{}"),
+        ("summary.json", b"[]"),
+        ("summary.json", b'{"method": "\xff"}'),
+        ("metrics.jsonl", b'{"epoch": 1, "st\n{"epoch": 2}\n'),
+        ("config.toml", b'method = "\xff"\n'),
+        ("config.toml", b"epochs = \n"),
+        ("config.toml", b'title = "my site"\n'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_1_and_named(
+    name: str, holds: bytes, command: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished["code"], tmp_path / "run")
+    (run / name).write_bytes(holds)
+    before = contents(run)
+    assert cli.main([command, str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sidestep: error: {run / name}")
+    assert contents(run) == before
+
+
+def test_a_last_line_that_a_crash_has_torn_is_passed_over(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished["code"], tmp_path / "run")
+    expected = evaluated(run, capsys)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 3, "st')
+    assert evaluated(run, capsys) == expected
+    assert [row["epoch"] for row in load_run(run).history] == [1, 2]
+    assert cli.main(["report", str(run)]) == 0
 
 
 def test_a_run_that_was_not_to_read_the_test_set_is_judged_on_validation(

@@ -27,6 +27,7 @@ from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.errors import DataError, UsageError
+from sidestep.report.read import read
 from sidestep.run import to_parts
 from tests.conftest import CLASSES, small_net, some_batch
 from tests.data.test_sources import Pairs
@@ -253,6 +254,11 @@ def test_with_out_it_leaves_the_folder_that_train_leaves(tmp_path: Path) -> None
         fitted(method=ss.SID(), out=tmp_path)
     with pytest.raises(DataError, match="trained by fit on a network and data of the caller's own"):
         ss.load_run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    again = "call fit again with the same arguments and resume='last'"
+    for look in (lambda: ss.load_run(tmp_path), lambda: read(tmp_path)):
+        with pytest.raises(DataError, match=again):
+            look()
 
 
 def test_the_same_call_with_resume_has_a_finished_run_back(tmp_path: Path) -> None:

@@ -309,6 +309,27 @@ def test_a_flipped_byte_is_found_and_the_checkpoint_before_named(
     assert weights(copied) == weights(finished)
 
 
+@pytest.mark.parametrize("row", ['{"epoch": 3}', '{"epoch": 3, "step": 30}', "[]"])
+def test_a_history_with_a_row_that_is_none_is_refused_before_anything_is_removed(
+    row: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (copied / "metrics.jsonl").open("a") as log:
+        log.write(f"{row}\n")
+    before = contents(copied)
+    assert cli.main(["train", "sid", "--resume", str(copied / "checkpoints" / "step-10")]) == 1
+    assert f"{copied / 'metrics.jsonl'}, line 3 is no JSON object with epoch" in capsys.readouterr().err
+    assert contents(copied) == before
+
+
+def test_a_finished_run_whose_summary_is_damaged_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "summary.json").write_text("{}")
+    assert resume(copied) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sidestep: error: {copied / 'summary.json'} is damaged (no method in it)")
+    (copied / "summary.json").unlink()  # the next move that the line gives
+    assert resume(copied) == 0
+
+
 def test_parameters_alone_are_nothing_to_go_on_from(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(finished)
     selected = checkpoint.latest(finished / "checkpoints", "selected")

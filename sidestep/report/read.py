@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sidestep.config import CONFIG, parse_toml
 from sidestep.errors import DataError, UsageError
+from sidestep.files import read_json, read_jsonl, read_text
+from sidestep.folder import METRICS, SUMMARY, check_finished, read_summary
 
 PLACE = ("out", "resume", "overwrite", "save_every")
 """Keys that say where and how a run was kept, not what it was."""
@@ -94,55 +96,44 @@ def _stack(values: Sequence[Any]) -> np.ndarray | None:
 
 def read(folder: Path) -> Record:
     """Raises DataError for a folder that holds no finished run, or a damaged one."""
-    if not (folder / "summary.json").is_file():
-        raise DataError(
-            f"{folder} holds no finished run (no summary.json); finish it with `sidestep train --resume last`."
-        )
+    check_finished(folder)
 
     def load(name: str, default: Any) -> Any:
         path = folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        return read_json(path) if path.is_file() else default
 
-    try:
-        text = (folder / "config.toml").read_text(encoding="utf-8")
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        config = {key: value for key, value in tomllib.loads(text).items() if key not in PLACE}
-        return Record(
-            name=folder.resolve().name,
-            toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in PLACE),
-            config=config,
-            metrics=[json.loads(line) for line in lines],
-            summary=load("summary.json", {}),
-            audit=load("audit.json", None),
-            costs=load("costs.json", []),
-            examples=load("examples.json", None),
-            deviations=load("deviations.json", None),
-            uncertainty=load("uncertainty.json", None),
-        )
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is missing, expected in a run's folder; run the training again.") from error
-    except ValueError as error:  # of JSON, of TOML, of UTF-8
-        raise DataError(f"{folder} holds a damaged file ({error}); run the training again.") from error
+    text = read_text(folder / CONFIG)
+    if not (folder / METRICS).is_file():
+        raise DataError(f"{folder / METRICS} is missing, expected in a run's folder; run the training again.")
+    return Record(
+        name=folder.resolve().name,
+        toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in PLACE),
+        config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in PLACE},
+        metrics=read_jsonl(folder / METRICS),
+        summary=read_summary(folder),
+        audit=load("audit.json", None),
+        costs=load("costs.json", []),
+        examples=load("examples.json", None),
+        deviations=load("deviations.json", None),
+        uncertainty=load("uncertainty.json", None),
+    )
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
     """The runs' folders: a comparison's stands for its runs, in their order, and another one for those in it."""
     found: list[Path] = []
     for path in paths:
-        within = sorted(inner.parent for inner in path.glob("*/summary.json"))
+        within = sorted(inner.parent for inner in path.glob(f"*/{SUMMARY}"))
         if names := compared(path).get("runs"):
             within = [path / name for name in names]
-        found += [path] if (path / "summary.json").is_file() or not within else within
+        found += [path] if (path / SUMMARY).is_file() or not within else within
     return found
 
 
 def compared(folder: Path) -> dict[str, Any]:
     """What `sidestep compare` left in a folder; {} where it left nothing."""
     file = folder / "compare.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); run the comparison again.") from error
+    return read_json(file, "runs", "rows") if file.is_file() else {}
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:

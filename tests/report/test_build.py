@@ -350,7 +350,7 @@ def test_a_comparisons_folder_stands_for_its_runs_in_their_order(tmp_path: Path)
 @pytest.mark.parametrize("damage", ["summary.json", "config.toml", "metrics.jsonl", "audit.json", "uncertainty.json"])
 def test_a_damaged_file_is_named_with_its_folder(tmp_path: Path, damage: str) -> None:
     folder = write_run(tmp_path / "a")
-    (folder / damage).write_text("{ = ")
+    (folder / damage).write_text("{ = \n{}\n")
     with pytest.raises(DataError, match=re.escape(str(folder))):
         write_report([folder], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -360,7 +360,7 @@ def test_what_is_no_run_or_cannot_share_a_page_is_refused(tmp_path: Path) -> Non
     a, out = write_run(tmp_path / "a"), tmp_path / "report.html"
     again = write_run(tmp_path / "again")
     other = write_run(tmp_path / "other", summary={"data": "others"})
-    with pytest.raises(DataError, match="no finished run"):
+    with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}, expected that of a run"):
         write_report([a, tmp_path / "none"], out)
     with pytest.raises(UsageError, match="a and again have the same configuration and seed"):
         write_report([a, again], out)
