@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Manifest:
     format: int = FORMAT
 
 
-class _Unsound(DataError):
+class Unsound(DataError):
     """No checkpoint, or not all of one.  A newer format is another error: not for us to pass over or to replace."""
 
 
@@ -80,7 +81,7 @@ def save(
     with only_writer(folder):
         for left in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(left)
-        if final.exists() and _passes(_read, final):
+        if final.exists() and _passes(load, final):
             return final
         aside.mkdir()
         try:
@@ -106,7 +107,9 @@ def save(
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_folder(folder)
-        others = [path for path in _numbered(folder, prefix) if path != final and _passes(_manifest, path, DataError)]
+        others = [
+            path for path in _numbered(folder, prefix) if path != final and _passes(read_manifest, path, DataError)
+        ]
         for old in others[keep - 1 :]:
             _discard(old)
     return final
@@ -149,23 +152,35 @@ def _discard(checkpoint: Path) -> None:
 def load(path: Path) -> tuple[dict[str, Tensor], Manifest]:
     """The state, on the CPU in C order, and the manifest, after every file's SHA-256 was found right.
 
-    Raises DataError, with the complete checkpoints nearby, for anything else than a checkpoint with all bytes in place.
+    Raises Unsound for anything else than a checkpoint with all bytes in place.
     """
-    try:
-        return _read(path)
-    except _Unsound as error:
-        near = {other for folder in (path, path / "checkpoints", *path.parents[:2]) for other in _numbered(folder)}
-        usable = sorted(str(other) for other in near - {path} if _passes(_manifest, other, DataError))
-        hint = f"use {' or '.join(usable)}" if usable else "no other complete checkpoint is near"
-        raise DataError(f"{error}; {hint}.") from error
+    manifest = read_manifest(path)
+    state: dict[str, Tensor] = {}
+    for name, expected in manifest.files.items():
+        # Read once: the bytes that were hashed are the bytes that are used.
+        data = (path / name).read_bytes()
+        if (got := hashlib.sha256(data).hexdigest()) != expected:
+            raise Unsound(f"{path / name} is damaged: got SHA-256 {got[:12]}..., expected {expected[:12]}...")
+        try:
+            state.update(safetensors.torch.load(data))
+        except SafetensorError as error:
+            raise Unsound(f"{path / name} is no safetensors file ({error})") from error
+    return state, manifest
+
+
+def complete(folder: Path, prefix: str = "step") -> Iterator[tuple[Path, Manifest]]:
+    """The complete checkpoints, highest step first.  Complete: its manifest is sound and its files are there.
+
+    Raises DataError if it comes to one that was written by a later version of sidestep.
+    """
+    for path in _numbered(folder, prefix):
+        with suppress(Unsound):
+            yield path, read_manifest(path)
 
 
 def latest(folder: Path, prefix: str = "step") -> Path | None:
-    """The complete checkpoint of the highest step.  Complete: its manifest is sound and its files are there.
-
-    Raises DataError if the newest was written by a later version of sidestep.
-    """
-    return next((path for path in _numbered(folder, prefix) if _passes(_manifest, path)), None)
+    """The complete checkpoint of the highest step.  Raises DataError as `complete`."""
+    return next((path for path, _ in complete(folder, prefix)), None)
 
 
 def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Mapping[str, object]) -> list[str]:
@@ -198,27 +213,13 @@ def differences(
             yield f"{within}{key}", got, expected
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Manifest]:
-    manifest = _manifest(path)
-    state: dict[str, Tensor] = {}
-    for name, expected in manifest.files.items():
-        # Read once: the bytes that were hashed are the bytes that are used.
-        data = (path / name).read_bytes()
-        if (got := hashlib.sha256(data).hexdigest()) != expected:
-            raise _Unsound(f"{path / name} is damaged: got SHA-256 {got[:12]}..., expected {expected[:12]}...")
-        try:
-            state.update(safetensors.torch.load(data))
-        except SafetensorError as error:
-            raise _Unsound(f"{path / name} is no safetensors file ({error})") from error
-    return state, manifest
-
-
-def _manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Raises Unsound for anything else than a checkpoint whose files are there, though perhaps not all their bytes."""
     file = path / MANIFEST
     if not file.is_file():
-        raise _Unsound(f"{path} is no checkpoint: got no {MANIFEST} in it, expected one")
+        raise Unsound(f"{path} is no checkpoint: got no {MANIFEST} in it, expected one")
     raw = file.read_bytes()
-    damaged = _Unsound(f"{file} is damaged, expected every byte as it was written")
+    damaged = Unsound(f"{file} is damaged, expected every byte as it was written")
     try:
         body = json.loads(raw)
         newer = body["format"] > FORMAT
@@ -233,22 +234,21 @@ def _manifest(path: Path) -> Manifest:
     for name in manifest.files:
         # The seal is no signature: a manifest from a stranger must not lead out of its folder.
         if Path(name).name != name or not (path / name).is_file():
-            raise _Unsound(f"{path / name} is missing, expected as a file of this checkpoint")
+            raise Unsound(f"{path / name} is missing, expected as a file of this checkpoint")
     return manifest
 
 
-def _numbered(folder: Path, prefix: str | None = None) -> list[Path]:
-    """`<prefix>-<step>` folders, highest step first; of any prefix if none is named."""
+def _numbered(folder: Path, prefix: str) -> list[Path]:
+    """`<prefix>-<step>` folders, highest step first."""
     found: list[tuple[int, Path]] = []
     for path in folder.iterdir() if folder.is_dir() else ():
         before, _, step = path.name.rpartition("-")
-        ours = before == prefix if prefix is not None else before and not before.startswith(".")
-        if ours and step.isascii() and step.isdecimal():
+        if before == prefix and step.isascii() and step.isdecimal():
             found.append((int(step), path))
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _passes(test: Callable[[Path], object], path: Path, fails: type[DataError] = _Unsound) -> bool:
+def _passes(test: Callable[[Path], object], path: Path, fails: type[DataError] = Unsound) -> bool:
     try:
         test(path)
     except fails:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
+from sidestep.checkpoint import Manifest, Unsound
 from sidestep.config import CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.core.task import Regression
@@ -104,13 +105,16 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     """The configuration to run in its folder, and the checkpoint to go on from; nothing is written yet.
 
     Raises UsageError if the folder holds a run and neither resume nor overwrite was asked for, DataError if it is no
-    folder, or if the run to resume was made with other settings.
+    folder, if the run to resume was made with other settings, or if there is no checkpoint at the path to resume from.
     """
     folder = config.out
     assert folder is not None
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder} is a file, expected a folder; choose another name.")
     start = Path(config.resume) if config.resume not in (None, "last") else None
+    if start is not None:
+        with naming_another(start):
+            checkpoint.read_manifest(start)
     if not (folder / CONFIG).exists():
         return config, start
     saved, now = read_settings(folder), settings(to_toml(config))
@@ -128,7 +132,37 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
                 "leave it as it was, or start a new run with another --out."
             )
     config = replace(config, at=tuple(saved.get("at", ())))
-    return config, start or checkpoint.latest(folder / "checkpoints")
+    return config, start or next((path for path, _ in starts(folder)), None)
+
+
+def starts(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """The checkpoints that the run in a folder can go on from, newest first: complete, as is what was selected then."""
+    selected = {path.name for path, _ in checkpoint.complete(folder / "checkpoints", "selected")}
+    for path, manifest in checkpoint.complete(folder / "checkpoints"):
+        if selected_at(manifest) in {None, *selected}:
+            yield path, manifest
+
+
+def selected_at(manifest: Manifest) -> str | None:
+    """The name of the checkpoint that holds the parameters which validation had chosen when this one was made."""
+    best: Any = manifest.extra["best"]
+    return f"selected-{best[1]}" if best else None
+
+
+@contextmanager
+def naming_another(path: Path) -> Generator[None, None, None]:
+    """Read a checkpoint of a run; where it is unsound, the error says from which other one the run can go on."""
+    try:
+        yield
+    except Unsound as error:
+        folder = path.parent.parent
+        for start, manifest in starts(folder):
+            if path.name not in (start.name, selected_at(manifest)):
+                move = to_go_on(manifest.fingerprint, folder, start)
+                raise DataError(f"{error}; to go on from another checkpoint, {move}.") from error
+        raise DataError(
+            f"{error}; no other checkpoint is there to go on from; check the path, or run the training again."
+        ) from error
 
 
 @contextmanager
@@ -185,7 +219,8 @@ def restored(assembly: Assembly, folder: Path) -> Run:
     selected = checkpoint.latest(folder / "checkpoints", prefix="selected")
     if selected is None:
         raise DataError(f"{folder / 'checkpoints'} holds no selected parameters; run the training again.")
-    state, manifest = checkpoint.load(selected)
+    with naming_another(selected):
+        state, manifest = checkpoint.load(selected)
     warn(checkpoint.check(manifest, fingerprint(assembly), environment(assembly)))
     use(assembly, state)
     return Run(assembly, read_summary(folder), read_history(folder), folder)

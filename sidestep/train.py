@@ -28,7 +28,18 @@ from sidestep.folder import METRICS, REPORT, SUMMARY, read_summary
 from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
-from sidestep.run import enter, environment, fingerprint, open_folder, rewind, to_parts, use, warn
+from sidestep.run import (
+    enter,
+    environment,
+    fingerprint,
+    naming_another,
+    open_folder,
+    rewind,
+    selected_at,
+    to_parts,
+    use,
+    warn,
+)
 from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
@@ -221,7 +232,8 @@ class Trainer:
             yield
 
     def load(self, start: Path) -> None:
-        state, manifest = checkpoint.load(start)
+        with naming_another(start):
+            state, manifest = checkpoint.load(start)
         if LOSS_SUM not in state:
             raise DataError(
                 f"{start} holds parameters only, expected a checkpoint to go on from, such as step-10 there."
@@ -231,9 +243,10 @@ class Trainer:
             warn(warnings)
         extra: Any = manifest.extra
         self.timed = tuple(extra["timed"])
-        if extra["best"]:
+        if name := selected_at(manifest):
             self.best = tuple(extra["best"])
-            self.best_state, _ = checkpoint.load(start.with_name(f"selected-{extra['best'][1]}"))
+            with naming_another(start.with_name(name)):
+                self.best_state, _ = checkpoint.load(start.with_name(name))
         self.loss_sum.copy_(state.pop(LOSS_SUM))
         self.engine.load_state_dict(state)
         self.answer_with(state)

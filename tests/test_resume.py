@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -292,9 +293,7 @@ def test_a_flipped_byte_is_found_and_the_checkpoint_before_named(
 ) -> None:
     newest = copied / "checkpoints" / "step-20"
     (copied / "summary.json").unlink()
-    data = bytearray((newest / part).read_bytes())
-    data[len(data) // 2] ^= 1
-    (newest / part).write_bytes(data)
+    spoil(newest / part)
     before = contents(copied)
     if part == "manifest.json":  # then it is no complete checkpoint, and the one before is the last
         assert resume(copied) == 0
@@ -303,10 +302,58 @@ def test_a_flipped_byte_is_found_and_the_checkpoint_before_named(
     assert resume(copied) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{newest / part} is damaged: got SHA-256" in line
-    assert line.endswith(f"{newest.with_name('step-10')}.")
+    assert line.endswith(f"run `sidestep train sid --resume {newest.with_name('step-10')} --out {copied}`.")
     assert contents(copied) == before
     assert cli.main(["train", "sid", "--resume", str(newest.with_name("step-10"))]) == 0
     assert weights(copied) == weights(finished)
+
+
+def spoil(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "last", "path"])
+def test_where_what_was_selected_is_damaged_the_command_that_is_named_mends_the_run(
+    command: str, copied: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the step that refers to it, nor parameters alone, nor what `evaluate` does not take."""
+    checkpoints = copied / "checkpoints"
+    spoil(checkpoints / "selected-20" / "blocks.1.safetensors")
+    train = ["train", "sid", "--resume"]
+    lines = {"evaluate": ["evaluate", str(copied)], "last": [*train, "last", "--out", str(copied)]}
+    if command == "last":
+        (copied / "summary.json").unlink()
+    before = contents(copied)
+    assert cli.main(lines.get(command, [*train, str(checkpoints / "step-20")])) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "selected-20/blocks.1.safetensors is damaged: got SHA-256" in line
+    assert line.endswith(f"run `sidestep {' '.join(train)} {checkpoints / 'step-10'} --out {copied}`.")
+    assert contents(copied) == before
+    assert cli.main(shlex.split(line.split("`")[1])[1:]) == 0
+    assert (weights(copied), rows(copied)) == (weights(finished), rows(finished))
+
+
+def test_a_step_whose_selected_parameters_are_gone_is_no_complete_checkpoint(copied: Path, finished: Path) -> None:
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "checkpoints" / "selected-20")
+    assert resume(copied) == 0
+    assert (weights(copied), rows(copied)) == (weights(finished), rows(finished))
+
+
+def test_a_path_to_no_checkpoint_is_refused_before_any_folder_is_made(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typo = tmp_path / "typo" / "checkpoints" / "step-4"
+    assert cli.main(["train", "sid", "--resume", str(typo)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{typo} is no checkpoint: got no manifest.json in it, expected one; no other" in line
+    assert not (tmp_path / "typo").exists()
+    other = copied / "checkpoints" / "step-4"
+    assert cli.main(["train", "sid", "--resume", str(other)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"run `sidestep train sid --resume {other.with_name('step-20')} --out {copied}`.")
 
 
 @pytest.mark.parametrize("row", ['{"epoch": 3}', '{"epoch": 3, "step": 30}', "[]"])
