@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from sidestep.data.samples import Samples, Source
 from sidestep.data.sources import load
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.errors import UsageError
+from sidestep.errors import UsageError, unknown
 from sidestep.schedules import schedule
 
 EVAL_BATCH = 512
@@ -107,16 +108,15 @@ class Assembly:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
+    """`auto` is CUDA where there is one.  Raises UsageError for a device that is unknown, or that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"unknown device {name!r}; expected auto, cpu or cuda.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"got device {name!r}, but this machine has no CUDA; use --device cpu.")
-    return device
+    if not re.fullmatch(r"cpu|cuda(:0|:[1-9][0-9]*)?", name):  # torch knows more: sidestep runs on none of them
+        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:N"])
+    there = torch.cuda.device_count()
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= there:
+        raise UsageError(f"got device {name!r}, but this machine has {there} CUDA devices; use --device auto.")
+    return torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
