@@ -75,6 +75,7 @@ def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *say
         ("train sid --device cuda:01", "unknown device 'cuda:01'; did you mean 'cuda:N'?"),
         ("train sid --device cuda:x", "unknown device 'cuda:x'; did you mean 'cuda:N'?"),
         ("train sid --device cuda:999", "got device 'cuda:999', but this machine has"),
+        ("train sid --augment none,flip", "augmentation 'none,flip'; expected none to stand alone; leave it"),
         ("compare sid --set sid.alpha=2", "got alpha=2.0, expected values in (0, 1]"),
         ("compare local_ce --set local_ce.head=conv --seeds 1", "got head='conv' for features of shape (256,)"),
     ],

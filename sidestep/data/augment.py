@@ -75,6 +75,8 @@ def parse(text: str) -> Augment:
     fields: dict[str, Any] = {}
     for word in [] if text == "none" else text.split(","):
         name, colon, number = word.strip().partition(":")
+        if name == "none":
+            raise UsageError(f"augmentation {text!r}; expected none to stand alone; leave it out, or all others.")
         if name not in usual:
             raise unknown("augmentation", name, [*usual, "none"])
         kind = type(usual[name])
