@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from sidestep.errors import Busy, Diverged
+from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
 from sidestep.run import commit, device_name
 from sidestep.studies import study_named
@@ -60,8 +60,12 @@ def run(
     study = study_named(name)
     file = results / f"{name}.jsonl"
 
+    pieces = study.pieces(machine, seeds, smoke, read_jsonl(file, "command"))
+    if pieces and not any(only in piece.command for piece in pieces):
+        raise UsageError(f"got --only {only}, expected words of a command of {name}, such as `{pieces[0].command}`.")
+
     def missing() -> list[Piece]:
-        rows = read_jsonl(file)
+        rows = read_jsonl(file, "command")
         done = {row["command"] for row in rows}
         asked = [piece for piece in study.pieces(machine, seeds, smoke, rows) if only in piece.command]
         return [piece for piece in asked if piece.command not in done]

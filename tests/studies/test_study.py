@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sidestep import cli, studies
-from sidestep.errors import Diverged
+from sidestep.errors import Diverged, UsageError
 from sidestep.files import only_writer, read_jsonl
 from sidestep.report.study import Page, Section
 from sidestep.studies import runner
@@ -272,6 +272,12 @@ def test_only_the_pieces_with_these_words_are_run(small: Study, tmp_path: Path) 
     ]
     assert (found["rows"], found["left"], len(fake.asked)) == (2, 0, 2)
     assert run(tmp_path, Fake())["rows"] == 9
+
+
+def test_words_that_no_command_has_are_told_from_all_done(small: Study, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="got --only zzz, expected words of a command of small, such as `sidestep "):
+        run(tmp_path, Fake(), only="zzz")
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_page_alone_runs_nothing(small: Study, tmp_path: Path) -> None:
