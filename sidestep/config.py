@@ -30,6 +30,8 @@ FOLDERS = ("SIDESTEP_DATA", "SIDESTEP_CACHE")
 """Environment variables that say where things lie; every other `SIDESTEP_<KEY>` sets a key, `__` being the dot."""
 CONFIG = "config.toml"
 """The configuration in a run's folder."""
+CHECKPOINTS = "checkpoints"
+"""The folder in it that holds what a run can go on from."""
 PLACE = ("out", "resume", "overwrite")
 """Keys that say where a run is kept and how it was begun, not what it is."""
 
@@ -260,6 +262,8 @@ def _valid(key: str, given: Given, model: str) -> Any:
     for member in members:
         if isinstance(value, bool) and member is not bool:
             continue  # true is no number, though Python counts with it
+        if value == "" and member is Path:
+            continue  # a variable that nobody set is not the working directory
         try:
             result = TypeAdapter(member).validate_python(value)
         except ValidationError:
@@ -310,7 +314,10 @@ def _home(resume: str | None, out: Path | None) -> Path | None:
         if out is None:
             raise UsageError("got --resume last without --out, expected the folder of the run to go on with.")
         return out
-    home = Path(resume).absolute().parent.parent
+    checkpoints = Path(resume).absolute().parent
+    if checkpoints.name != CHECKPOINTS:
+        raise unknown("checkpoint", resume, ["last", f"RUN/{CHECKPOINTS}/step-N"])
+    home = checkpoints.parent
     if out is not None and out.absolute() != home:
         raise UsageError(f"got --resume {resume} with --out {out}, expected a checkpoint of that run; leave --out out.")
     return out or home

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
 from sidestep.checkpoint import Manifest, Unsound
-from sidestep.config import CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
+from sidestep.config import CHECKPOINTS, CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.core.task import Regression
 from sidestep.data.samples import Samples
@@ -137,8 +137,8 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
 
 def starts(folder: Path) -> Iterator[tuple[Path, Manifest]]:
     """The checkpoints that the run in a folder can go on from, newest first: complete, as is what was selected then."""
-    selected = {path.name for path, _ in checkpoint.complete(folder / "checkpoints", "selected")}
-    for path, manifest in checkpoint.complete(folder / "checkpoints"):
+    selected = {path.name for path, _ in checkpoint.complete(folder / CHECKPOINTS, "selected")}
+    for path, manifest in checkpoint.complete(folder / CHECKPOINTS):
         if selected_at(manifest) in {None, *selected}:
             yield path, manifest
 
@@ -175,7 +175,7 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
         if config.overwrite and (folder / CONFIG).exists():
             for name in (CONFIG, METRICS, SUMMARY, REPORT, *EVIDENCE):
                 (folder / name).unlink(missing_ok=True)
-            for name in ("checkpoints", "model"):
+            for name in (CHECKPOINTS, "model"):
                 shutil.rmtree(folder / name, ignore_errors=True)
         yield folder
 
@@ -187,7 +187,7 @@ def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
     """
     kept = [row for row in read_history(folder) if row["step"] in range(step + 1)]
     (folder / SUMMARY).unlink(missing_ok=True)
-    for path in (folder / "checkpoints").glob("*-*"):
+    for path in (folder / CHECKPOINTS).glob("*-*"):
         kind, _, number = path.name.rpartition("-")
         if kind in ("step", "selected") and number.isdecimal() and int(number) > step:
             shutil.rmtree(path)
@@ -216,7 +216,7 @@ def load_run(path: Path) -> Run:
 
 def restored(assembly: Assembly, folder: Path) -> Run:
     """A finished run from its folder, with the selected parameters put into this network."""
-    selected = checkpoint.latest(folder / "checkpoints", prefix="selected")
+    selected = checkpoint.latest(folder / CHECKPOINTS, prefix="selected")
     if selected is None:
         raise DataError(f"{folder / 'checkpoints'} holds no selected parameters; run the training again.")
     with naming_another(selected):

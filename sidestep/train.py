@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import CONFIG, TrainConfig, named_by_time, to_toml
+from sidestep.config import CHECKPOINTS, CONFIG, TrainConfig, named_by_time, to_toml
 from sidestep.core.cell import Batch
 from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
@@ -200,7 +200,7 @@ class Trainer:
     def write(self, prefix: str, state: dict[str, Tensor], **extra: object) -> None:
         if self.folder:
             checkpoint.save(
-                self.folder / "checkpoints",
+                self.folder / CHECKPOINTS,
                 state,
                 step=self.engine.steps,
                 fingerprint=fingerprint(self.assembly),

@@ -76,6 +76,11 @@ def refused(capsys: pytest.CaptureFixture[str], line: list[str], code: int, *say
         ("train sid --device cuda:x", "unknown device 'cuda:x'; did you mean 'cuda:N'?"),
         ("train sid --device cuda:999", "got device 'cuda:999', but this machine has"),
         ("train sid --augment none,flip", "augmentation 'none,flip'; expected none to stand alone; leave it"),
+        ("train sid --resume lst", "unknown checkpoint 'lst'; did you mean 'last'?"),
+        (
+            "train sid --resume runs/digits",
+            "unknown checkpoint 'runs/digits'; expected one of RUN/checkpoints/step-N, last.",
+        ),
         ("compare sid --set sid.alpha=2", "got alpha=2.0, expected values in (0, 1]"),
         ("compare local_ce --set local_ce.head=conv --seeds 1", "got head='conv' for features of shape (256,)"),
     ],
@@ -85,6 +90,18 @@ def test_a_word_or_value_that_cannot_be_is_2_and_leaves_nothing(
 ) -> None:
     refused(capsys, [*line.split(), "--out", str(tmp_path / "run")], 2, says)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train sid", "compare sid"])
+def test_a_folder_without_a_name_is_not_the_working_directory(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `--out "$OUT"` asks for where nobody has set it."""
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, [*command.split(), "--out", ""], 2, "got out='', expected a path or none")
+    monkeypatch.setenv("SIDESTEP_OUT", "")
+    refused(capsys, command.split(), 2, "SIDESTEP_OUT: got out='', expected a path or none")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_unknown_key_in_a_file_is_2_and_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

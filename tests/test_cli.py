@@ -133,7 +133,10 @@ def test_an_audit_fails_only_where_measured_contradicts_derived(
         ("train sid --model rsnet18", "unknown model 'rsnet18'; did you mean 'resnet18'?"),
         ("describe sid --epochs 3", "--epochs is no flag of sidestep describe; give --set epochs=VALUE."),
         ("compare sid --alpha 0.5", "--alpha is no flag of sidestep compare; give --set sid.alpha=VALUE."),
-        ("compare sid --resume x", "got --resume x, expected --resume last: a comparison is many runs."),
+        (
+            "compare sid --resume x/checkpoints/step-1",
+            "got --resume x/checkpoints/step-1, expected --resume last: a comparison is many runs.",
+        ),
         (
             "compare sid --seeds 0",
             "argument --seeds: got '0', expected an integer of at least 1; see sidestep compare --help",
