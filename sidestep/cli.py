@@ -64,9 +64,9 @@ def dispatch(argv: list[str]) -> int:
         return 0
     result = COMMANDS[name].run(args)
     text = result.pop("text")
+    print(json.dumps(jsonable(result)) if args.json else text, flush=True)
     if args.record:
         record(args.record, argv, result)
-    print(json.dumps(jsonable(result)) if args.json else text, flush=True)
     return 1 if name == "audit" and result.get("agrees") is False else 0
 
 

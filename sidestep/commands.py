@@ -21,7 +21,7 @@ from sidestep.data import DATASETS
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
 from sidestep.models import MODELS
-from sidestep.parser import WIDTH, Args, Command, Result, count, counts, parse, positive, size, whole
+from sidestep.parser import WIDTH, Args, Command, Result, count, counts, new_file, parse, positive, size, whole
 from sidestep.placement import Placement
 from sidestep.studies import STUDIES, study_named
 
@@ -380,7 +380,7 @@ COMMANDS: dict[str, Command] = {
         "one HTML file from finished runs",
         "sidestep report runs/* --out report.html",
         takes="RUN...",
-        extra={"--out": {"type": Path, "metavar": "FILE", "help": "where to write it"}},
+        extra={"--out": {"type": new_file, "metavar": "FILE", "help": "where to write it"}},
     ),
     "methods": Command(list_methods, "list the methods", "sidestep methods --json"),
     "models": Command(list_models, "list the networks and their options", "sidestep models --json"),

@@ -125,7 +125,7 @@ def parse(name: str, command: Command, rest: list[str]) -> Args | None:
         about = "any key: a field, model.OPTION, METHOD.FIELD"
         parser.flag(group, "--set", action=Put, default=argparse.SUPPRESS, metavar="KEY=VALUE", help=about)
     about = "append the result and its command to a file of JSON lines"
-    parser.flag(group, "--record", type=Path, metavar="FILE", help=about)
+    parser.flag(group, "--record", type=new_file, metavar="FILE", help=about)
     parser.flag(group, "--json", action="store_true", help="one JSON object, on the last line of stdout")
     parser.flag(group, "-h", "--help", action="store_true", help="show this and stop")
 
@@ -232,3 +232,11 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
     return value
+
+
+def new_file(text: str) -> Path:
+    """A path that a file can be written to, which a folder's is not."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, a folder, expected a file")
+    return path

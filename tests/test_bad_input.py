@@ -104,6 +104,16 @@ def test_a_folder_without_a_name_is_not_the_working_directory(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("line", ["methods --record", "report . --out"])
+def test_a_folder_where_a_file_is_to_be_written_is_2(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, flag = line.split()[0], line.split()[-1]
+    says = f"argument {flag}: got '{tmp_path}', a folder, expected a file; see sidestep {command} --help"
+    refused(capsys, [*line.split(), str(tmp_path)], 2, says)
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_unknown_key_in_a_file_is_2_and_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "exp.toml"
     file.write_text("[sid]\nalpa = 0.5\n")

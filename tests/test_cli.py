@@ -453,3 +453,13 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-m", "sidestep", "models"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_result_that_cannot_be_recorded_is_printed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    assert cli.main(["methods", "--json", "--record", str(tmp_path / "taken" / "rows.jsonl")]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["methods"]
+    assert err.startswith(f"sidestep: error: {tmp_path / 'taken'}: File exists")

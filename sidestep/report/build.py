@@ -41,6 +41,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     # A comparison timed all its methods in turn; by themselves, runs were each timed beside the baselines.
     parents = {folder.parent for folder in folders}
     timed = compared(parents.pop()).get("rows") if len(groups) > 1 and len(parents) == 1 else None
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(out, render(groups, timed or cost_rows(groups)))
     return out
 

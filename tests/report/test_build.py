@@ -371,3 +371,9 @@ def test_what_is_no_run_or_cannot_share_a_page_is_refused(tmp_path: Path) -> Non
     (a / "metrics.jsonl").unlink()
     with pytest.raises(DataError, match=r"metrics\.jsonl is missing"):
         write_report([a], out)
+
+
+def test_the_folders_above_a_page_are_made(tmp_path: Path) -> None:
+    out = tmp_path / "no" / "where" / "x.html"
+    assert run([write_run(tmp_path / "a")], out)["report"] == str(out)
+    assert out.is_file()
