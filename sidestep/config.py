@@ -190,11 +190,14 @@ def resolve(
     values: dict[str, Any] = {"target": "inputs"} if model in models.RECONSTRUCTING else {}
     for layer in ({k: Given(v, f"recipe {recipe.name}: ") for k, v in recipe.keys_for(name).items()}, *layers):
         values |= {key: _valid(key, given, model) for key, given in layer.items()}
+    # Here, not at the top: help needs none of what reads data.
+    from sidestep.data.augment import parse
+    from sidestep.data.sources import from_anywhere
+
     values |= {"model": model, "recipe": recipe.name} | ({"out": home} if home else {})
+    values |= {} if custom else {"data": from_anywhere(data)}
     chosen = own or rule(**_below(name, values))
     config = _assemble(values, options | _below("model", values), method_fields(chosen))
-    from sidestep.data.augment import parse
-
     parse(config.augment)
     return config
 

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sidestep.evaluate import IDENTITY_TOLERANCE, block_table, evaluate
 from sidestep.measure.calibration import confidence
 from sidestep.measure.probes import probes
 from sidestep.run import load_run
+from tests.data.make import parquet_folder
 from tests.test_train import contents, trained
 
 MEASURES = ("accuracy", "nll", "brier", "ece")
@@ -358,6 +359,27 @@ def test_other_data_that_do_not_fit_are_one_line(
     wide = some_noise(tmp_path / "wide", 9)
     refused(str(wide), 2, "with samples of shape (1, 9, 9), expected (1, 8, 8) as digits has; choose a data set")
     refused(str(tmp_path / "no" / "where"), 1, "no folder")
+
+
+# ---------------------------------------------------------------------- from another folder
+
+
+@pytest.mark.parametrize("data", ["./shapes", "mnist"])
+def test_a_run_on_data_at_a_path_is_evaluated_and_resumed_from_anywhere(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SIDESTEP_DATA", raising=False)
+    monkeypatch.setenv("SIDESTEP_CACHE", str(tmp_path / "cache"))
+    root, run = parquet_folder(tmp_path / PurePath(data).name), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "backprop", "--model", "mlp", "--data", data, "--epochs", "1", "--batch-size", "9", "--no-report"]
+    assert cli.main([*words, "--out", "run"]) == 0
+    assert cli.main([*words, "--out", "run", "--resume", "last"]) == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert evaluated(run, capsys)["data"] == str(root)
+    (run / "summary.json").unlink()
+    assert cli.main(["train", "backprop", "--resume", "last", "--out", str(run)]) == 0
 
 
 # ---------------------------------------------------------------------- what is no finished run

@@ -125,6 +125,20 @@ def channel_stats(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple((mean / scale).tolist()), tuple(torch.where(std > 0, std, 1).tolist())
 
 
+def from_anywhere(name_or_path: str) -> str:
+    """What stands for the same data set in any working directory: a folder's path is absolute, a name is as it was."""
+    if name_or_path == "digits" or name_or_path in GENERATED:
+        return name_or_path
+    at = Path(name_or_path)
+    return name_or_path if _on_shelf(name_or_path) or not at.is_dir() else str(at.absolute())
+
+
+def _on_shelf(name: str) -> Path | None:
+    """The folder of that name in $SIDESTEP_DATA."""
+    shelf = os.environ.get("SIDESTEP_DATA")
+    return path if shelf and (path := Path(shelf, name)).is_dir() else None
+
+
 def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[str, Part]]:
     if name_or_path == "digits":
         without_context(context, name_or_path)
@@ -134,15 +148,15 @@ def _read(name_or_path: str, context: int | None, seed: int) -> tuple[str, dict[
     shelf = os.environ.get("SIDESTEP_DATA")
     if shelf and not Path(shelf).is_dir():
         raise DataError(f"SIDESTEP_DATA is {shelf}, which is no folder; set it to the folder that holds the data sets.")
-    for root in (Path(shelf or "", name_or_path), Path(name_or_path)):
-        if root.is_dir():
-            if (root / TEXT).exists():
-                return root.resolve().name, cut_text(read_text(root / TEXT), context, str(root / TEXT))
-            without_context(context, str(root))
-            parts = read_folder(root)
-            if "all" in parts:
-                warnings.warn(f"{root} has no test split: a fixed, stratified 20 % of it becomes one.", stacklevel=3)
-            return root.resolve().name, parts
+    root = _on_shelf(name_or_path) or Path(name_or_path)
+    if root.is_dir():
+        if (root / TEXT).exists():
+            return root.resolve().name, cut_text(read_text(root / TEXT), context, str(root / TEXT))
+        without_context(context, str(root))
+        parts = read_folder(root)
+        if "all" in parts:
+            warnings.warn(f"{root} has no test split: a fixed, stratified 20 % of it becomes one.", stacklevel=3)
+        return root.resolve().name, parts
     if name_or_path in HUB:
         without_context(context, name_or_path)
         return name_or_path, read_hub(name_or_path)
