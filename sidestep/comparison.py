@@ -14,11 +14,10 @@ from sidestep.assemble import assemble
 from sidestep.config import CONFIG, TrainConfig
 from sidestep.errors import UsageError
 from sidestep.files import write_json
-from sidestep.folder import REPORT
+from sidestep.folder import COMPARISON, REPORT
 from sidestep.measure.cost import cost_rows, like
 from sidestep.run import enter
 
-COMPARISON = "compare.json"
 SPREAD = ("test_accuracy", "test_nll", "test_brier", "test_ece", "val_accuracy")
 
 

@@ -14,6 +14,8 @@ from sidestep.errors import DataError
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 EVIDENCE = tuple(f"{name}.json" for name in ("audit", "costs", "examples", "uncertainty", "deviations"))
 """What a run's page is made of besides; each is there where it was measured."""
+COMPARISON = "compare.json"
+"""What `sidestep compare` leaves in a folder of runs, beside their page; such a folder is no run's own."""
 CUSTOM = "custom"
 """The name of data and networks that only the caller of `fit` has."""
 FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every", "report")

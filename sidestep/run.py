@@ -26,6 +26,7 @@ from sidestep.core.task import Regression
 from sidestep.data.samples import Samples
 from sidestep.errors import DataError, UsageError
 from sidestep.folder import (
+    COMPARISON,
     CUSTOM,
     EVIDENCE,
     METRICS,
@@ -104,13 +105,16 @@ class Run:
 def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     """The configuration to run in its folder, and the checkpoint to go on from; nothing is written yet.
 
-    Raises UsageError if the folder holds a run and neither resume nor overwrite was asked for, DataError if it is no
-    folder, if the run to resume was made with other settings, or if there is no checkpoint at the path to resume from.
+    Raises UsageError if the folder holds a comparison, or a run and neither resume nor overwrite was asked for,
+    DataError if it is no folder, if the run to resume was made with other settings, or if there is no checkpoint at the
+    path to resume from.
     """
     folder = config.out
     assert folder is not None
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder} is a file, expected a folder; choose another name.")
+    if (folder / COMPARISON).exists():
+        raise UsageError(f"{folder} holds a comparison, expected none or a run; choose another --out.")
     start = Path(config.resume) if config.resume not in (None, "last") else None
     if start is not None:
         with naming_another(start):

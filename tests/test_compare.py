@@ -145,6 +145,16 @@ def test_the_folder_of_a_run_takes_no_comparison(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume", "last"]])
+def test_the_folder_of_a_comparison_takes_no_run(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "compare.json").write_text("{}")
+    assert cli.main(["train", "sid", *words(QUICK), "--out", str(tmp_path), *more]) == 2
+    assert f"{tmp_path} holds a comparison, expected none or a run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.json"]
+
+
 # ---------------------------------------------------------------------- backprop's twin
 
 

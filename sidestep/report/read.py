@@ -14,7 +14,7 @@ import numpy as np
 from sidestep.config import CONFIG, parse_toml
 from sidestep.errors import DataError, UsageError
 from sidestep.files import read_json, read_jsonl, read_text
-from sidestep.folder import METRICS, SUMMARY, check_finished, read_summary
+from sidestep.folder import COMPARISON, METRICS, SUMMARY, check_finished, read_summary
 
 PLACE = ("out", "resume", "overwrite", "save_every")
 """Keys that say where and how a run was kept, not what it was."""
@@ -132,7 +132,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
 def compared(folder: Path) -> dict[str, Any]:
     """What `sidestep compare` left in a folder; {} where it left nothing."""
-    file = folder / "compare.json"
+    file = folder / COMPARISON
     return read_json(file, "runs", "rows") if file.is_file() else {}
 
 
