@@ -110,15 +110,17 @@ def gaussian_nll(error: Tensor, log_deviation: Tensor) -> float:
 def coverage(error: Tensor, log_deviation: Tensor) -> dict[str, list[Any]]:
     """Of each of PARTS parts, by predicted deviation, the mean one, and the shares within each of LEVELS.
 
-    Equal deviations are told apart by their place, which is no matter for the shares.
+    Fewer numbers than that are a part each.  Equal deviations are told apart by their place, which is no matter for the
+    shares.
     """
     order = log_deviation.flatten().argsort(stable=True)
-    away = (error / log_deviation.exp()).abs().flatten()[order]
+    parts = min(PARTS, len(order))
+    deviation = log_deviation.exp().flatten()[order].tensor_split(parts)
+    away = (error / log_deviation.exp()).abs().flatten()[order].tensor_split(parts)
     bounds = [NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS]
-    parts = away.tensor_split(PARTS)
     return {
-        "deviation": [part.mean().item() for part in log_deviation.exp().flatten()[order].tensor_split(PARTS)],
-        "coverage": [[(part <= bound).double().mean().item() for bound in bounds] for part in parts],
+        "deviation": [part.mean().item() for part in deviation],
+        "coverage": [[(part <= bound).double().mean().item() for bound in bounds] for part in away],
     }
 
 

@@ -33,6 +33,25 @@ def test_the_truth_lies_as_often_within_as_the_deviation_says() -> None:
         assert shares == pytest.approx(LEVELS, abs=0.026)
 
 
+def test_fewer_numbers_than_parts_are_a_part_each() -> None:
+    """Errors of 1 and of 3 deviations: the first is within the central 80 % (1.28), the second within none."""
+    found = coverage(torch.tensor([[1.0], [6.0]]), torch.tensor([[1.0], [2.0]]).log())
+    assert found["deviation"] == pytest.approx([1, 2])
+    assert found["coverage"] == [[0, 1, 1], [0, 0, 0]]
+
+
+def test_a_few_numbers_held_out_have_a_report(tmp_path: Path) -> None:
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    layers = [part for _ in range(3) for part in (torch.nn.Linear(4, 4), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(4, 2))
+    run = ss.fit(
+        model, ss.Backprop(), (x, x[:, 0]), (x[:6], x[:6, 0]), blocks=2, epochs=1, batch_size=20, out=tmp_path / "run"
+    )
+    found = run.summary["deviations"]
+    assert isinstance(found, dict) and len(found["deviation"]) == len(found["coverage"]) == 6
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_one_factor_mends_deviations_that_are_all_too_narrow() -> None:
     judged, fit = drawn(scale=3.0), drawn(scale=3.0)
     found, right = row(judged, fit), row(drawn(), fit)
