@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.data.cache import pixels
-from sidestep.data.files import Part
+from sidestep.data.files import IMAGE_COLUMNS, LABEL_COLUMNS, Part, column_of
 from sidestep.errors import DataError
 
 
@@ -50,6 +52,15 @@ class Samples:
         """One sample's shape."""
         return tuple(self.x.shape[1:])
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all targets, and of the first and the last x: tells data apart at little cost."""
+        found = hashlib.sha256()
+        for part in (self.x[:1], self.x[-1:], self.y):
+            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.cpu().numpy().tobytes())
+        return found.hexdigest()[:12]
+
     def __len__(self) -> int:
         return len(self.y)
 
@@ -68,43 +79,69 @@ class Samples:
 class DatasetSamples:
     """A map-style Dataset of (x, y), fetched item by item, so that its own transforms run each time.
 
+    An item may also be a dict of both, by the names that a table's columns have.
+
     x: a tensor or array, taken as it is, or a PIL image, which becomes (C, H, W) uint8; every x of one shape.
     y: an integer 0..num_classes-1, or (T,) of them, one for every token of x; or (D,) floats.
 
-    Each fetch checks what it got and raises DataError.
+    Each fetch checks what it got and raises DataError; `check` fetches everything once.
     """
 
     def __init__(self, data: Any, num_classes: int | None = None):
         _check_count(len(data), "the data set")
         self.data = data
-        self.numbers = torch.as_tensor(data[0][1]).is_floating_point()
-        labels = () if self.numbers else (int(torch.as_tensor(data[i][1]).max()) for i in range(len(data)))
-        self.num_classes = num_classes or 1 + max(labels, default=-1)
-        self.shape = tuple(_tensor(data[0][0]).shape)
+        x, self._like = self._pair(0)
+        self.shape = tuple(as_tensor(x, "the input of sample 0").shape)
+        if self._like.is_floating_point():
+            self.num_classes = 0
+        else:
+            self.num_classes = num_classes or 1 + max(int(self._pair(i)[1].max()) for i in range(len(data)))
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def check(self) -> None:
+        for i in range(len(self)):
+            self.fetch(torch.tensor([i]))
+
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        wanted = indices.tolist()
-        items = [self.data[i] for i in wanted]
-        xs = [_tensor(x) for x, _ in items]
-        for i, x in zip(wanted, xs, strict=True):
+        wanted, xs, ys = indices.tolist(), list[Tensor](), list[Tensor]()
+        for i in wanted:
+            raw, y = self._pair(i)
+            x = as_tensor(raw, f"the input of sample {i}")
             if tuple(x.shape) != self.shape:
                 raise DataError(
                     f"sample {i} has shape {tuple(x.shape)}; expected {self.shape} as sample 0 has; resize it."
                 )
-        x, y = torch.stack(xs), torch.stack([torch.as_tensor(y) for _, y in items])
-        y = numbers(y) if self.numbers else y.long()
+            if (y.shape, y.dtype) != (self._like.shape, self._like.dtype):
+                raise DataError(
+                    f"sample {i} has a target of shape {tuple(y.shape)} and {y.dtype}; expected "
+                    f"{tuple(self._like.shape)} and {self._like.dtype} as sample 0 has; correct or drop it."
+                )
+            xs.append(x)
+            ys.append(y)
+        x, y = torch.stack(xs), torch.stack(ys)
+        y = numbers(y) if y.is_floating_point() else y
         check_values(x, y, self.num_classes, "the data set", wanted)
         return x, y
+
+    def _pair(self, i: int) -> tuple[Any, Tensor]:
+        """A sample's input as it comes, and its target, int64 or float32."""
+        item = self.data[i]
+        if isinstance(item, Mapping):
+            names, where = [str(name) for name in item], f"sample {i}"
+            item = [item[column_of(names, known, where)] for known in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+            raise DataError(f"sample {i} is a {type(item).__name__}{size}; expected (x, y), or a dict of both.")
+        x, y = item
+        y = as_tensor(y, f"the target of sample {i}")
+        return x, y if y.is_floating_point() else y.long()
 
 
 def checked(part: Part, num_classes: int | None, name: str, where: str) -> Samples:
     """The samples of a part in which nothing is bad; `where` names it in an error."""
-    x, y = torch.as_tensor(part.x), torch.as_tensor(part.y)
-    if x.is_floating_point():
-        x = x.float()
+    x, y = as_tensor(part.x, f"{where}: x"), as_tensor(part.y, f"{where}: y")
     kind, dim = x.dtype, x.dim()
     if not {torch.uint8: dim == 4, torch.int64: dim == 2, torch.float32: dim >= 2}.get(kind, False):
         raise DataError(
@@ -158,5 +195,16 @@ def check_values(x: Tensor, y: Tensor, num_classes: int, where: str, indices: Se
         raise DataError(f"{first(broken)} holds NaN or Inf; expected finite values; correct or drop it.")
 
 
-def _tensor(x: Any) -> Tensor:
-    return torch.from_numpy(pixels(x)) if isinstance(x, Image.Image) else torch.as_tensor(x)
+def as_tensor(value: Any, where: str) -> Tensor:
+    """What a user holds as a tensor here: on the CPU, without its graph, and float32 if it is of floats.
+
+    Of an image its pixels, (C, H, W) uint8.  `where` names it in an error.
+    """
+    try:
+        tensor = torch.as_tensor(pixels(value) if isinstance(value, Image.Image) else value, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{where} is of type {type(value).__name__} ({reason}); expected a tensor, an array, an image or numbers."
+        ) from None
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import IterableDataset
 
 from sidestep.data.samples import Samples
@@ -189,11 +190,27 @@ def test_labels_beyond_the_given_number_of_classes_are_refused():
         ((torch.zeros(3), -100), "sample 1 has label -100"),
         ((torch.full((3,), float("nan")), 1), "sample 1 holds NaN or Inf"),
         ((torch.zeros(4), 1), "sample 1 has shape (4,); expected (3,)"),
+        ((torch.zeros(3), 1, 2), "sample 1 is a tuple of 3; expected (x, y), or a dict of both"),
+        (torch.zeros(2), "sample 1 is a Tensor; expected (x, y)"),
+        ({"picture": 0, "label": 1}, "sample 1 has the columns picture, label; expected one named image or"),
+        ((torch.zeros(3), None), "the target of sample 1 is of type NoneType (Could not infer"),
+        ((torch.zeros(3), "cat"), "the target of sample 1 is of type str"),
+        (("1.png", 1), "the input of sample 1 is of type str"),
+        (([torch.zeros(3), torch.zeros(2)], 1), "the input of sample 1 is of type list"),
+        ((Image.new("I", (3, 3)), 1), "the input of sample 1 is of type Image (its pixels are of mode I;"),
+        ((torch.zeros(3), torch.tensor([1])), "sample 1 has a target of shape (1,) and torch.int64; expected () and"),
+        ((torch.zeros(3), 1.5), "sample 1 has a target of shape () and torch.float32; expected () and torch.int64"),
     ],
 )
 def test_a_bad_item_of_a_dataset_is_refused_when_it_is_fetched(item, says):
     source = as_source(Pairs([(torch.zeros(3), 0), item, (torch.zeros(3), 2)]), num_classes=3)
     refused(DataError, says, lambda: source.fetch(torch.tensor([2, 0, 1])))
+
+
+def test_a_bad_item_is_refused_at_once_where_it_is_the_first_or_classes_are_counted():
+    good_one = (torch.zeros(3), 0)
+    refused(DataError, "sample 0 is a tuple of 3", lambda: as_source(Pairs([(*good_one, 1), good_one])))
+    refused(DataError, "the target of sample 1 is of type str", lambda: as_source(Pairs([good_one, (X[0], "cat")])))
 
 
 class Stream(IterableDataset[tuple[torch.Tensor, int]]):

@@ -200,6 +200,18 @@ def test_a_dataset_is_fetched_item_by_item_and_gives_what_the_same_tensors_give(
         assert all(map(torch.equal, source.fetch(indices), want))
 
 
+@pytest.mark.parametrize("names", [("image", "label"), ("pixel_values", "labels"), ("label", "img")])
+def test_a_dataset_of_dicts_is_one_of_pairs(names):
+    x, labels = torch.randn(4, 3), [0, 2, 1, 0]
+    wanted = as_source(Pairs(list(zip(x, labels, strict=True))))
+    items = [{names[0]: a, names[1]: b} for a, b in zip(x, labels, strict=True)]
+    if names[0] == "label":
+        items = [{"label": b, "img": a, "path": "ignored"} for a, b in zip(x, labels, strict=True)]
+    source = as_source(Pairs(items))
+    assert source.num_classes == wanted.num_classes == 3
+    assert all(map(torch.equal, source.fetch(torch.arange(4)), wanted.fetch(torch.arange(4))))
+
+
 def test_a_datasets_dataset_of_images_or_of_numbers_becomes_samples():
     images = pictures(5)
     made = datasets.Dataset(table([png(p) for p in images], [1, 0, 1, 0, 1], ["a", "b"]))
