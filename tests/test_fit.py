@@ -395,3 +395,12 @@ def test_a_network_with_batchnorm_and_dropout_takes_part() -> None:
     run.predict(x)
     run.audit()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+@pytest.mark.parametrize("method", [ss.Backprop(), ss.LocalCE()], ids=["backprop", "local_ce"])
+@pytest.mark.parametrize("outputs", [9, 11])
+def test_a_network_with_another_number_of_classes_is_not_built(outputs: int, method: Method) -> None:
+    task = ss.Classification(num_classes=10, sample=TRAIN[0][:2])
+    model = nn.Sequential(*list(net().children())[:4], nn.Linear(64, outputs))
+    with pytest.raises(UsageError, match=rf"answers with shape \({outputs},\), expected \(10,\) logits for"):
+        method.build(model, task, ss.CutPlan(blocks=4))
+
+

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sidestep.errors import UsageError, unknown
 
+from .task import Task
 from .units import OFFER, call, evaluating, find_readout, find_units, has_parameters
 
 Balance = Literal["flops", "memory", "params", "time"]
@@ -31,11 +32,17 @@ class Slices:
     readout: nn.Module  # pool and classifier: features of the last body -> logits (B, C)
     shapes: tuple[torch.Size, ...]  # per body, of one sample's output: no batch dimension
     at: tuple[str, ...]  # the units that open blocks 1, 2, ...
+    answer: torch.Size  # of the network, to the sample: (B, ...)
 
     @property
     def nets(self) -> tuple[nn.Module, ...]:
         """The bodies, the last of them with the read-out: its output is the network's logits."""
         return (*self.bodies[:-1], nn.Sequential(self.bodies[-1], self.readout))
+
+    def nets_for(self, task: Task) -> tuple[nn.Module, ...]:
+        """`nets`, of which the last one is to answer the task.  Raises UsageError where its answer has another form."""
+        task.check_answer(self.answer)
+        return self.nets
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class CutPlan:
                 for name, unit in units.items():
                     inputs.append(call(f"unit {name!r}", unit, inputs[-1]))
                 end = len(units) - 1 if named else find_readout(list(units.values()), inputs)
+                if not any(has_parameters(unit) for unit in list(units.values())[:end]):
+                    raise UsageError(
+                        f"{type(model).__name__} has no parameters before its read-out {list(units)[end]!r}, expected "
+                        f"some to make blocks of; add a layer, or {OFFER}."
+                    )
                 starts = self._named(units, end) if self.at else self._balanced(model, units, inputs, end)
                 slices = _assemble(units, [0, *starts, end], inputs)
                 _verify(model, slices, sample, expected)
@@ -220,7 +232,7 @@ def _assemble(units: Mapping[str, nn.Module], bounds: Sequence[int], inputs: Seq
     rest = names[end:]
     readout = units[rest[0]] if len(rest) == 1 else _sequential({name: units[name] for name in rest})
     shapes = tuple(inputs[b].shape[1:] for b in bounds[1:])
-    return Slices(tuple(bodies), readout, shapes, at)
+    return Slices(tuple(bodies), readout, shapes, at, inputs[-1].shape)
 
 
 def _sequential(units: Mapping[str, nn.Module]) -> nn.Sequential:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidestep.errors import UsageError
+
 LOG_2PI = math.log(2 * math.pi)
 NARROWEST = 14.0
 """The largest log-precision of an answer, either way: a deviation of e^-7, narrower than a step of 1/256 between grey
@@ -37,6 +39,19 @@ class Task(ABC):
     def answer_shape(self, x: Tensor) -> torch.Size:
         """The shape of a network's answer to inputs x."""
 
+    @property
+    @abstractmethod
+    def meaning(self) -> str:
+        """What an answer holds, in words, and what to do about a network that answers otherwise."""
+
+    def check_answer(self, shape: torch.Size) -> None:
+        """Refuse a network whose answer to the sample has another shape.  Raises UsageError."""
+        expected = self.answer_shape(self.sample)
+        if shape != expected:
+            raise UsageError(
+                f"the network answers with shape {tuple(shape[1:])}, expected {tuple(expected[1:])} {self.meaning}"
+            )
+
     @abstractmethod
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """The mean negative log-likelihood of the targets, (), in nats a label or a number."""
@@ -50,6 +65,9 @@ class Task(ABC):
 
         Values are looked at on the CPU only: on an accelerator that would wait for it at every step.
         """
+        for what, value in (("inputs", x), ("targets", y)):
+            if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  # of a caller without one
+                raise ValueError(f"got {what} of type {type(value).__name__}, expected a tensor: a batch is (x, y).")
         if len(x) == 0:
             raise ValueError("got an empty batch, expected at least one sample.")
         if len(x) != len(y):
@@ -58,6 +76,10 @@ class Task(ABC):
             raise ValueError(
                 f"got inputs of shape {tuple(x.shape[1:])}, expected {tuple(self.sample.shape[1:])}, "
                 "which the network was built for."
+            )
+        if x.is_floating_point() and x.dtype != self.sample.dtype:
+            raise ValueError(
+                f"got inputs of {x.dtype}, expected {self.sample.dtype} as the task's sample; convert them."
             )
         values = x.device.type == "cpu"
         if values and x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -80,6 +102,10 @@ class Classification(Task):
 
     def answer_shape(self, x: Tensor) -> torch.Size:
         return torch.Size((*self.label_shape(x), self.num_classes))
+
+    @property
+    def meaning(self) -> str:
+        return f"logits for the data's {self.num_classes} classes; change the network's last layer or num_classes."
 
     def label_shape(self, x: Tensor) -> torch.Size:
         """How many labels inputs x (B, T, ...) have: (B,), or (B, T)."""
@@ -141,6 +167,10 @@ class Regression(Task):
 
     def answer_shape(self, x: Tensor) -> torch.Size:
         return torch.Size((len(x), self.outputs, *self.shape[1:]))
+
+    @property
+    def meaning(self) -> str:
+        return "means and log-precisions; change its last layer, or give integers if the targets are classes."
 
     def surprise(self, answer: Tensor, y: Tensor) -> Tensor:
         """-log p(y) of every number, shaped like y, in nats."""

@@ -38,7 +38,7 @@ class Backprop(Method):
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
-        nets = slices.nets
+        nets = slices.nets_for(task)
         smoothings(self.label_smoothing, len(nets))
         return Chain([Block(i, len(nets), net) for i, net in enumerate(nets)], at=slices.at)
 

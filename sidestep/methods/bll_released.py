@@ -77,7 +77,7 @@ class BLLReleased(Method):
             )
             for k, shape in enumerate(slices.shapes[:-1])
         ]
-        return Chain([*blocks, Block(count - 1, count, slices.nets[-1])], at=slices.at)
+        return Chain([*blocks, Block(count - 1, count, slices.nets_for(task)[-1])], at=slices.at)
 
     def program(self) -> Program:
         return (Up(self.learn),)

@@ -50,7 +50,7 @@ class LocalHeads(Method, ABC):
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":
-            blocks.append(Block(count - 1, count, slices.nets[-1]))
+            blocks.append(Block(count - 1, count, slices.nets_for(task)[-1]))
         return Chain(blocks, at=slices.at)
 
     def export(self, chain: Chain) -> nn.Module:

@@ -181,6 +181,12 @@ def test_parameterless_units_stay_with_the_layer_before_them() -> None:
 # --- units and read-out ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_read_out_alone_is_nothing_to_cut(blocks: int) -> None:
+    with pytest.raises(UsageError, match=r"^Linear has no parameters before its read-out '_0', expected some to make"):
+        cut(nn.Linear(8, 3), blocks, sample=torch.zeros(2, 8))
+
+
 def test_a_nested_sequential_is_flattened_and_its_read_out_begins_at_the_pool() -> None:
     features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
     model = nn.Sequential()

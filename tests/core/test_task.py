@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from sidestep.core.block import Block
 from sidestep.core.cell import Batch, Cell
 from sidestep.core.task import Classification, Regression, classes
+from sidestep.errors import UsageError
 
 CLASSES = 4
 TASK = Classification(CLASSES, torch.zeros(1, 2, 3))
@@ -59,6 +61,29 @@ def test_a_batch_that_cannot_be_learnt_from_is_refused(x: Tensor, y: Tensor, mes
 @pytest.mark.parametrize("y", [Y, SOFT, SOFT.bfloat16(), SOFT.double()], ids=["hard", "soft", "bf16", "double"])
 def test_a_good_batch_passes(y: Tensor) -> None:
     TASK.check(X, y)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X.double(), Y, r"got inputs of torch\.float64, expected torch\.float32 as the task's sample; convert them\."),
+        (X.numpy(), Y, r"got inputs of type ndarray, expected a tensor: a batch is \(x, y\)\."),
+        ({"x": X}, Y, "got inputs of type dict"),
+        (X, Y.numpy(), "got targets of type ndarray"),
+        (X, [0, 3, 1], "got targets of type list"),
+    ],
+)
+def test_what_is_no_tensor_or_of_another_precision_is_refused(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TASK.check(x, y)
+
+
+def test_an_answer_of_another_shape_is_refused() -> None:
+    TASK.check_answer(torch.Size([1, CLASSES]))
+    with pytest.raises(UsageError, match=r"answers with shape \(3,\), expected \(4,\) logits for the data's 4 classes"):
+        TASK.check_answer(torch.Size([1, 3]))
+    with pytest.raises(UsageError, match=r"answers with shape \(2,\), expected \(4,\) means and log-precisions"):
+        NUMBERS.check_answer(torch.Size([1, 2]))
 
 
 def test_integer_inputs_pass() -> None:
