@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -63,7 +64,7 @@ class Assembly:
 
     @property
     def channels_last(self) -> bool:
-        return self.task.sample.dim() == 4
+        return self.batches.channels_last
 
     @property
     def test(self) -> Source | None:
@@ -193,17 +194,24 @@ def assemble(
     )
     x, y = batches(0)
     if reconstruct or not data.train.num_classes:
-        task: Task = Regression(y.shape[1:], x[:2])
+        task = Regression(y.shape[1:], x[:2])
     else:
         task = Classification(data.train.num_classes, x[:2], per_token=not y.is_floating_point() and y.dim() > 1)
     with global_rng(key(config.seed, "init"), device):
         if model is None:
             model = models.build(config.model, data.train.shape, task.outputs, **config.model_options)
-        place(model, device, images)
+        memory_format = torch.channels_last if images else torch.preserve_format
+        place(model, device, memory_format)
+        if images and not computes(model, task.sample):
+            # What is wrong may be the memory format alone: `view` refuses what a convolution leaves in this one.
+            memory_format, batches.channels_last = torch.contiguous_format, False
+            task = replace(task, sample=task.sample.contiguous())
+            place(model, device, memory_format)
         chain = method.build(model, task, CutPlan(config.blocks, config.balance, config.at))
-    check_answer(model, task)
+    with torch.no_grad(), evaluating(model):
+        task.check_answer(model(task.sample).shape)  # also of one whose read-out the method leaves out
     for _, module in chain.parts():
-        place(module, device, images)
+        place(module, device, memory_format)
     resolved = replace(
         config,
         at=chain.at,
@@ -235,24 +243,43 @@ def assemble(
     return Assembly(resolved, method, model, task, engine, data, batches)
 
 
-def place(module: nn.Module, device: torch.device, images: bool) -> None:
+def place(module: nn.Module, device: torch.device, memory_format: torch.memory_format) -> None:
     module.to(device)
-    if images:
-        # torch's stubs leave out the overload that takes a memory format alone.
-        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # torch's stubs leave out the overload that takes a memory format alone.
+    module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def check_answer(model: nn.Module, task: Task) -> None:
-    """Refuse a network whose answer has not one logit a class, or two numbers for each that is to be predicted."""
-    with torch.no_grad(), evaluating(model):
-        out: Tensor = model(task.sample)
-    expected = task.answer_shape(task.sample)
-    if out.shape != expected:
-        meaning = "means and log-precisions; change its last layer, or give integers if the targets are classes."
-        if isinstance(task, Classification):
-            meaning = (
-                f"logits for the data's {task.num_classes} classes; change the network's last layer or num_classes."
-            )
-        raise UsageError(
-            f"the network answers with shape {tuple(out.shape[1:])}, expected {tuple(expected[1:])} {meaning}"
-        )
+def computes(model: nn.Module, sample: Tensor) -> bool:
+    """Whether the network answers a sample at all."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(sample.clone())  # it may write into its input
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def unmoved_if_refused(model: nn.Module) -> Generator[None]:
+    """Where an error ends this, the network's tensors are on the device and in the memory format they came in."""
+    parameters = [(p, p.data) for p in model.parameters()]
+    buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+        raise
+
+
+@contextmanager
+def thawed_after(model: nn.Module) -> Generator[None]:
+    """What of the network asked for gradients asks for them again in the end, whatever was frozen meanwhile."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for p in asked:
+            p.requires_grad_()

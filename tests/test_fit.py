@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -192,6 +193,106 @@ def test_sequences_train_too() -> None:
 
 
 # ---------------------------------------------------------------------- methods of one's own
+class Views(nn.Module):
+    """A network as the tutorials have it, which only computes on contiguous images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.pool, self.fc1, self.fc2 = nn.MaxPool2d(2), nn.Linear(6 * 2 * 2, 16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        x = self.pool(x).view(-1, 6 * 2 * 2)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+@pytest.mark.parametrize("method", [ss.Backprop(), ss.LocalCE()], ids=["backprop", "local_ce"])
+def test_a_network_that_computes_on_contiguous_images_only_trains_and_still_answers_its_owner(method: Method) -> None:
+    model, images = Views(), X.view(-1, 1, 8, 8)
+    start = copy.deepcopy(model)
+    run = fitted(model, method, train_set=(images[:1400], Y[:1400]), blocks=3, epochs=1, test_set=None)
+    assert not run.assembly.channels_last
+    assert not any(torch.equal(p, q) for p, q in zip(start.parameters(), model.parameters(), strict=True))
+    with torch.no_grad():
+        assert torch.equal(model(images[1400:]).argmax(-1), run.predict(images[1400:]).argmax(-1))
+
+
+def test_any_other_network_of_images_computes_in_channels_last() -> None:
+    x, y = some_batch(size=40)
+    run = ss.fit(small_net(), ss.Backprop(), (x, y), (x, y), blocks=3, epochs=1, batch_size=20, quiet=True)
+    assert run.assembly.channels_last
+    assert run.assembly.batches(0)[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_device_may_be_torchs_own() -> None:
+    assert fitted(epochs=1, device=torch.device("cpu")).assembly.config.device == "cpu"
+
+
+def test_inputs_that_ask_for_gradients_train_as_any() -> None:
+    models = [net(), net()]
+    for model, x in zip(models, (X[:1400], X[:1400].clone().requires_grad_()), strict=True):
+        fitted(model, train_set=(x, Y[:1400]), epochs=1)
+    assert same(*models)
+
+
+# ---------------------------------------------------------------------- what it leaves alone
+
+
+def test_a_frozen_backbone_stays_and_the_rest_trains() -> None:
+    model = net()
+    backbone = model[:4].requires_grad_(False)
+    fitted(model, ss.Backprop(), epochs=1)
+    assert same(backbone, net()[:4]) and not same(model, net())
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_what_a_fit_has_frozen_the_next_one_trains() -> None:
+    model = net()
+    fitted(model, ss.Backprop(), epochs=1, freeze=(0,))
+    assert same(model[0], net()[0]) and all(p.requires_grad for p in model.parameters())
+    fitted(model, ss.Backprop(), epochs=1)
+    assert not same(model[0], net()[0])
+
+
+# ---------------------------------------------------------------------- what it predicts
+
+
+def test_arrays_and_lists_are_predicted_as_the_tensor_they_hold() -> None:
+    run, x = fitted(epochs=1), TEST[0][:5]
+    expected = run.predict(x)
+    for form in (x.numpy(), x.double(), x.tolist(), [list(row) for row in x]):
+        assert torch.equal(run.predict(form), expected)
+    assert run.predict(x[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (TEST[0][0], r"x of shape (64,) and torch.float32, expected (B, 64) of torch.float32 as in the training set."),
+        (TEST[0][:, :9], r"x of shape (397, 9) and torch.float32, expected (B, 64)"),
+        (TEST[0].byte(), r"and torch.uint8, expected (B, 64) of torch.float32"),
+        (TEST[0].long(), r"and torch.int64, expected (B, 64) of torch.float32"),
+        (TEST[0] / 0, "x: sample 0 holds NaN or Inf; expected finite values"),
+        (TensorDataset(*TEST), "x is of type TensorDataset ("),
+        ("digits", "x is of type str ("),
+    ],
+)
+def test_what_is_unlike_the_training_set_is_not_predicted(x: object, says: str) -> None:
+    run = fitted(train_set=(X[:200], Y[:200]), epochs=1, num_classes=10)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        run.predict(x)
+    assert "\n" not in str(error.value)
+
+
+def test_floats_are_not_predicted_by_a_network_trained_on_bytes() -> None:
+    x, model = IMAGES.byte().view(-1, 1, 8, 8), nn.Sequential(nn.Flatten(), *net())
+    run = fitted(model, train_set=(x[:200], Y[:200]), test_set=None, num_classes=10, epochs=1)
+    assert run.predict(x[:2]).shape == (2, 10)
+    with pytest.raises(UsageError, match=r"and torch\.float32, expected \(B, 1, 8, 8\) of torch\.uint8"):
+        run.predict(x[:2].float())
+
+
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ class Batches:
     there.
 
     mean, std: one value a channel (dimension 1), for images in 0..1; empty to leave the samples as they are.
-    reconstruct: the targets are the samples themselves, as `intensities`.  Raises DataError where there are fewer
-    samples than a batch.
+    channels_last: whether images come in that memory format, which may change between batches.
+    reconstruct: the targets are the samples themselves, as `intensities`.
+
+    Raises DataError where there are fewer samples than a batch.
     """
 
     def __init__(
@@ -54,8 +56,8 @@ class Batches:
         self._device = torch.device(device)
         self._source, self._home = _settle(source, self._device)
         self._batch_size, self._seed, self._augment = batch_size, seed, augment or Augment()
-        self._reconstruct = reconstruct
-        self._normalise = _normaliser(mean, std, self._device, channels_last)
+        self._reconstruct, self.channels_last = reconstruct, channels_last
+        self._normalise = _normaliser(mean, std, self._device)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ class Batches:
         x, y = self._augment(x.to(self._device), y.to(self._device), random, self._source.num_classes)
         if self._reconstruct:
             y = intensities(x, generator(key(self._seed, "intensities", step), self._device) if rounded else None)
-        return self._normalise(x), y
+        return _formatted(self._normalise(x), self.channels_last), y
 
 
 def eval_batches(
@@ -88,14 +90,14 @@ def eval_batches(
     reconstruct: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample once, in order, unaugmented, as `Batches` would normalise it; the last batch may be short."""
-    normalise = _normaliser(mean, std, device, channels_last)
+    normalise = _normaliser(mean, std, device)
     for number, indices in enumerate(torch.arange(len(source)).split(batch_size)):
         raw, y = source.fetch(indices)
         x, y = to_float(raw.to(device)), y.to(device)
         if reconstruct:
             random = generator(key(0, "intensities", "held out", number), x.device)
             y = intensities(x, random if raw.dtype == torch.uint8 else None)
-        yield normalise(x), y
+        yield _formatted(normalise(x), channels_last), y
 
 
 def intensities(x: Tensor, random: torch.Generator | None) -> Tensor:
@@ -119,9 +121,7 @@ def _settle(source: Source, device: torch.device) -> tuple[Source, torch.device]
     return source, torch.device("cpu")
 
 
-def _normaliser(
-    mean: Sequence[float], std: Sequence[float], device: torch.device | str, channels_last: bool
-) -> Callable[[Tensor], Tensor]:
+def _normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Callable[[Tensor], Tensor]:
     # On the device once: a copy from the host at every step would wait for the device.
     centre, spread = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
 
@@ -130,6 +130,10 @@ def _normaliser(
         if len(mean):
             column = (-1,) + (1,) * (x.dim() - 2)
             x.sub_(centre.view(column)).div_(spread.view(column))
-        return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+        return x
 
     return normalise
+
+
+def _formatted(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
