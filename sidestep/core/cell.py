@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from sidestep.errors import UsageError
+
 from .block import Block
 from .emit import Emit, Message
 from .keys import generator, global_rng, key
@@ -114,6 +116,14 @@ def run_hub(
         return encode(hub, batch)
 
 
+def check_gradients_enabled() -> None:
+    """Refuse to train where torch records nothing to differentiate."""
+    if not torch.is_grad_enabled():
+        raise UsageError(
+            "got training inside torch.no_grad() or inference_mode(), expected gradients; call it outside."
+        )
+
+
 def leaves(output: Message, grad: bool) -> Message:
     """A hub's output as one block gets it; its gradient, if that is wanted, is found on what this returns."""
     return tuple(v.detach().requires_grad_(grad) for v in output)
@@ -141,14 +151,16 @@ def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
 
 
 def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
-    """Differentiate inside the block, and return the message with the gradients it was asked to send, detached."""
-    roots = [] if emit.loss is None else [emit.loss * scale if scale != 1.0 else emit.loss]
-    seeds: list[Tensor | None] = [None] * len(roots)
-    for output, gradient in emit.pull:
-        roots.append(output)
-        seeds.append(gradient)
+    """Differentiate inside the block, and return the message with the gradients it was asked to send, detached.
+
+    What asks for no gradient is left out: the objective, or pull, of frozen parameters on what nobody pulls back.
+    """
+    roots: list[tuple[Tensor, Tensor | None]] = []
+    if emit.loss is not None:
+        roots.append((emit.loss * scale if scale != 1.0 else emit.loss, None))
+    roots = [(root, gradient) for root, gradient in (*roots, *emit.pull) if root.requires_grad]
     if roots:
-        torch.autograd.backward(roots, seeds)
+        torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
     sent = [m.detach() for m in emit.send]
     for leaf in emit.send_grad:
         assert leaf.grad is not None, "send_grad names a leaf that the loss does not reach"

@@ -8,7 +8,7 @@ engines that take turns in one are the same code.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
@@ -19,6 +19,7 @@ from sidestep.core.cell import (
     Batch,
     Cell,
     Context,
+    check_gradients_enabled,
     finish_cell,
     frozen_statistics,
     leaves,
@@ -29,6 +30,7 @@ from sidestep.core.emit import Emit, Message
 from sidestep.core.method import Method
 from sidestep.core.program import Derived, Pass, plan
 from sidestep.core.task import Task
+from sidestep.errors import UsageError
 
 from .captured import CapturedStep
 from .compiled import compilable, compile_calls
@@ -119,6 +121,11 @@ class Streaming:
         for n in freeze:
             chain.blocks[n].requires_grad_(False)
         self.freeze = frozenset(freeze)
+        if not any(p.requires_grad for _, p in chain.named_parameters()):
+            raise UsageError(
+                "got a network all of whose parameters are frozen, expected some to train; call requires_grad_() on "
+                "them, or leave freeze out."
+            )
         self.method, self.chain, self.task, self.rule = method, chain, task, rule
         self.accumulate, self.replicas = accumulate, replicas
         self.micros = range(accumulate) if replicas is None else replicas.share_of(accumulate)
@@ -190,11 +197,10 @@ class Streaming:
 
     def stepping(self, batch: tuple[Tensor, Tensor]) -> Work[StepMetrics]:
         """`step`, as work."""
-        x, y = batch
-        self.task.check(x, y)
-        if len(x) % self.accumulate:
-            raise ValueError(f"got {len(x)} samples, expected a multiple of accumulate={self.accumulate}.")
-        self.parts.train_mode()
+        size = len(batch[0])
+        if size % self.accumulate:
+            raise ValueError(f"got {size} samples, expected a multiple of accumulate={self.accumulate}.")
+        self._prepare(batch)
         self.parts.set_rates(self.steps)
         found = (yield from self._moving(batch)) if self.captured is None else self.captured(batch)
         self.steps += 1
@@ -225,16 +231,20 @@ class Streaming:
         losses: only these blocks' objectives are differentiated, which shows what each of them reaches.  Parameters
         that nothing reaches are left out.
         """
-        x, y = batch
-        self.task.check(x, y)
-        self.parts.train_mode()
+        self._prepare(batch)
         try:
             with frozen_statistics(*(module for _, module in self.parts.named)):
-                whole = Batch(x, y, self.steps, 0, self.progress)
+                whole = Batch(*batch, self.steps, 0, self.progress)
                 self.run(self._sweep(Sweep(whole, False, 1.0, losses, {}, {})))
             return self.parts.gradients()
         finally:
             self.parts.forget_gradients()
+
+    def _prepare(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Refuse what cannot be learnt from, then have all modules in training mode."""
+        check_gradients_enabled()
+        self.task.check(*batch)
+        self.parts.train_mode()
 
     @property
     def progress(self) -> float | None:
@@ -272,7 +282,7 @@ class Streaming:
             last = sweep.update and i == self.derived.last_pass
             if last:
                 self.parts.begin_last_call(f"blocks.{n}")
-            sent = finish_cell(learnable(emit) if n in self.freeze else emit, sweep.scale)
+            sent = finish_cell(emit, sweep.scale)
             if away and emit.send_grad:
                 self.relay.send(away, sent)
             if p.order != "each":
@@ -415,9 +425,3 @@ class Streaming:
         self.steps = int(state["steps"])
         if self.captured is not None:
             self.captured.forget()
-
-
-def learnable(emit: Emit) -> Emit:
-    """Without what reaches no parameter: a frozen block's objective, or pull, on inputs that ask for no gradient."""
-    loss = emit.loss if emit.loss is not None and emit.loss.requires_grad else None
-    return replace(emit, loss=loss, pull=tuple(pair for pair in emit.pull if pair[0].requires_grad))

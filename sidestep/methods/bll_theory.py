@@ -79,7 +79,7 @@ def look(method: BLL, chain: Chain, batch: Batch, task: Task) -> list[Seen]:
     for cell in cells:
         latents, twin, _ = parts(cell.block)
         a = latents(cell.block.net(h))
-        told = latents.family.mean_told(a)
+        told = latents.family.mean_told(a).requires_grad_()  # of a frozen block it does not by itself
         h = latents.features(told)
         found.append(Seen(cell, method.said(cell, twin), a, told))
     return found

@@ -17,12 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sidestep.core.block import Chain
 from sidestep.core.cell import Batch, Cell
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.program import Down, Each, Program, Up
 from sidestep.core.task import Task
 from sidestep.engines.compiled import compile_calls
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
+from sidestep.errors import UsageError
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
 from tests.conftest import CLASSES, Case, engine_for, sgd, small_net, some_batch
@@ -300,6 +302,34 @@ def test_a_frozen_block_has_no_part_in_the_norm_that_clips_the_rest() -> None:
         optimizer.zero_grad()
     for (name, p), (_, q) in zip(engine.chain.named_parameters(), plain.named_parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("block", [0, 2], ids=["first", "last"])
+def test_what_the_caller_has_frozen_of_a_block_stays_and_the_rest_trains(case: Case, block: int) -> None:
+    network = small_net()
+    slices = CutPlan(blocks=3)(network, some_batch()[0][:2])
+    frozen = list(slices.nets[block].requires_grad_(False).parameters())
+    engine = engine_for(case.method, network)
+    before = {name: p.clone() for name, p in engine.chain.named_parameters()}
+    for batch in batches():
+        engine.step(batch)
+    kept = {name for name, p in engine.chain.named_parameters() if torch.equal(before[name], p)}
+    own = {id(p) for p in frozen}
+    assert {name for name, p in engine.chain.named_parameters() if id(p) in own} <= kept != before.keys()
+
+
+def test_where_everything_is_frozen_there_is_nothing_to_train() -> None:
+    with pytest.raises(UsageError, match="all of whose parameters are frozen, expected some to train"):
+        engine_for(Backprop(), small_net().requires_grad_(False))
+
+
+def test_nothing_is_learnt_or_audited_without_gradients() -> None:
+    engine = engine_for(LocalCE())
+    start = {k: v.clone() for k, v in state_of(engine).items()}
+    for work in (engine.step, engine.gradients):
+        with torch.no_grad(), pytest.raises(UsageError, match=r"got training inside torch\.no_grad\(\)"):
+            work(some_batch())
+    assert_unchanged(engine, start)
 
 
 def test_a_block_that_is_not_there_cannot_be_frozen() -> None:
