@@ -23,7 +23,8 @@ from sidestep.checkpoint import Manifest, Unsound
 from sidestep.config import CHECKPOINTS, CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.core.task import Regression
-from sidestep.data.samples import Samples
+from sidestep.data.samples import Samples, as_tensor, check_values
+from sidestep.engines.parts import check_fits
 from sidestep.errors import DataError, UsageError
 from sidestep.folder import (
     COMPARISON,
@@ -68,12 +69,25 @@ class Run:
         """The network inference needs, normalised images -> logits, in eval mode."""
         return self.assembly.method.export(self.assembly.engine.inference_chain).eval()
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Class probabilities (..., C) of raw inputs like those of the training set."""
+    def predict(self, x: object) -> Tensor:
+        """Class probabilities (B, ..., C) of inputs x (B, ...), raw like those of the training set.
+
+        x: a tensor, an array, or nested numbers.  Raises ValueError for inputs unlike the training set's in shape or in
+        kind (bytes, floats, tokens), and for NaN or Inf.
+        """
         if isinstance(self.assembly.task, Regression):
             raise UsageError("this run's targets are numbers, not classes; run.model gives means and log-precisions.")
-        nothing = Samples(x, torch.zeros(len(x), dtype=torch.int64), ("",))
-        answers = [self.assembly.engine.predict(x)[-1] for x, _ in self.assembly.eval_batches(nothing)]
+        train = self.assembly.data.train
+        (like, _), raw = train.fetch(torch.tensor([0])), as_tensor(x, "x")
+        if raw.shape[1:] != train.shape or raw.dtype != like.dtype:
+            raise UsageError(
+                f"got x of shape {tuple(raw.shape)} and {raw.dtype}, expected (B, {', '.join(map(str, train.shape))}) "
+                f"of {like.dtype} as in the training set."
+            )
+        nothing = torch.zeros(len(raw), dtype=torch.int64)
+        check_values(raw, nothing, 1, "x")
+        samples = Samples(raw, nothing, ("",))
+        answers = [self.assembly.engine.predict(x)[-1] for x, _ in self.assembly.eval_batches(samples)]
         return torch.cat([logits for logits in answers if logits is not None]).float().softmax(-1)
 
     def audit(self) -> dict[str, object]:

@@ -150,14 +150,19 @@ class Parts:
         elsewhere = {part for part, _ in self.chain.parts()} - self.updaters.keys()
         state = {k: v for k, v in state.items() if "/" in k and k.partition("/")[0] not in elsewhere}
         # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
-        ours, theirs = ({k: v.shape for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state))
-        if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
-            raise ValueError(
-                f"the saved state and this network differ at {differ[0]!r}; resume with the same model, cut and ema."
-            )
+        check_fits(*({k: v for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state)))
         for part, module in self.named:
             own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
         for stack in self.stacks.values():
             stack.take_state()
+
+
+def check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a saved state is of another network than one's own, by names and shapes."""
+    ours, theirs = ({k: v.shape for k, v in state.items()} for state in (own, saved))
+    if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+        raise ValueError(
+            f"the saved state and this network differ at {differ[0]!r}; resume with the same model, cut and ema."
+        )
