@@ -245,7 +245,11 @@ def restored(assembly: Assembly, folder: Path) -> Run:
 
 
 def use(assembly: Assembly, state: Mapping[str, Tensor]) -> None:
-    """Put these parameters where inference finds them, and into the network that was handed in."""
+    """Put these parameters where inference finds them, and into the network that was handed in.
+
+    Raises ValueError, before it is touched, for those of another network.
+    """
+    check_fits(to_parts(assembly.chain), state)
     plain = {k.replace("/", ".", 1): v for k, v in state.items()}
     assembly.engine.inference_chain.load_state_dict(plain)
     assembly.chain.load_state_dict(plain)
@@ -275,7 +279,9 @@ def default_of(key: str, model: str) -> object:
 
 def fingerprint(assembly: Assembly) -> Mapping[str, object]:
     """What must be equal for a checkpoint to fit: everything that shapes the trajectory, nothing that does not."""
-    return settings(to_toml(assembly.config)) | {"train_samples": len(assembly.data.train)}
+    train = assembly.data.train
+    data = {"train_data": train.digest} if isinstance(train, Samples) else {}  # a Dataset may draw its samples anew
+    return settings(to_toml(assembly.config)) | {"train_samples": len(train)} | data
 
 
 def environment(assembly: Assembly) -> dict[str, object]:

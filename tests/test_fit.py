@@ -378,6 +378,19 @@ def test_the_same_call_with_resume_has_a_finished_run_back(tmp_path: Path) -> No
 
 
 # ---------------------------------------------------------------------- Ctrl-C, and calling it again
+def test_a_finished_run_is_not_had_back_for_another_network_or_other_data(tmp_path: Path) -> None:
+    fitted(out=tmp_path, epochs=1, report=False)
+    wide = net(width=32)
+    before = {k: v.clone() for k, v in wide.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^the saved state and this network differ at 'blocks\.0/[^\n]*$"):
+        fitted(wide, out=tmp_path, epochs=1, report=False, resume="last")
+    assert all(torch.equal(before[k], v) for k, v in wide.state_dict().items())
+    for x, y in ((X + 1, Y), (X, Y.roll(1))):
+        with pytest.raises(DataError, match=r"has train_data = '[0-9a-f]{12}', expected '[0-9a-f]{12}' as in this run"):
+            fitted(train_set=(x[:1400], y[:1400]), out=tmp_path, epochs=1, report=False, resume="last")
+    fitted(out=tmp_path, epochs=1, report=False, resume="last")
+
+
 
 
 class Interrupting:
