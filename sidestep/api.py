@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import html
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidestep.assemble import Data, assemble
+from sidestep.assemble import Data, assemble, thawed_after, unmoved_if_refused
 from sidestep.config import TrainConfig, resolve
+from sidestep.core.cell import check_gradients_enabled
 from sidestep.core.keys import global_rng, key
 from sidestep.core.method import Method
-from sidestep.data.samples import Samples, Source
+from sidestep.data.samples import DatasetSamples, Samples, Source
 from sidestep.data.sources import as_source, channel_stats
 from sidestep.data.splits import stratified_split
 from sidestep.errors import UsageError
@@ -57,28 +58,54 @@ def fit(
     Raises ValueError for settings or data that do not fit, before the network is touched; a bad sample that only shows
     when a Dataset fetches it ends training before its step.
     """
-    # The type says so already; a name in quotes is what a caller without a checker passes.
-    if not isinstance(method, Method):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"got method={method!r}, expected a method such as ss.SID(alpha=0.5).")
-    own = {"blocks": blocks, "epochs": epochs, "data": CUSTOM, "model": type(model).__name__, "out": out}
-    config = resolve(method, settings | own, custom=True)
-    data = custom_data(train_set, val_set, test_set, num_classes, config)
-    if data.val is None and "select" not in settings:
-        config = replace(config, select="last")
+    check_kind(model, "model", nn.Module, "a network; the order is model, method, train_set")
+    check_kind(method, "method", Method, "a method such as ss.SID(alpha=0.5)")
+    check_gradients_enabled()
+    own = {"blocks": blocks, "epochs": epochs, "model": type(model).__name__, "out": out}
+    config, data = prepare(method, train_set, val_set, test_set, num_classes, settings | own)
     start = None
     if config.out is not None:
         config, start = enter(config)
-    assembly = assemble(config, data=data, model=model, method=method)
-    check_selection(assembly)
-    if config.out is not None and config.resume == "last" and (config.out / SUMMARY).exists():
-        return restored(assembly, config.out)
-    trainer = Trainer(assembly, quiet=quiet)
-    with trainer.begin(start) if config.out is not None else nullcontext():
+    with thawed_after(model), ExitStack() as folder:
+        with unmoved_if_refused(model):
+            assembly = assemble(config, data=data, model=model, method=method)
+            check_selection(assembly)
+            if config.out is not None and config.resume == "last" and (config.out / SUMMARY).exists():
+                return restored(assembly, config.out)
+            trainer = Trainer(assembly, quiet=quiet)
+            if config.out is not None:
+                folder.enter_context(trainer.begin(start))
         try:
             trainer.train()
         except Stopped:
             return Run(assembly, trainer.summary(), trainer.history, trainer.folder, interrupted=True)
         return Run(assembly, trainer.finish(), trainer.history, trainer.folder)
+
+
+def check_kind(value: object, name: str, kind: type, expected: str) -> None:
+    """Refuse what a checker of types would have."""
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
+        raise UsageError(f"got {got} as {name}, expected {expected}.")
+
+
+def prepare(
+    method: Method,
+    train_set: object,
+    val_set: object,
+    test_set: object,
+    num_classes: int | None,
+    settings: Mapping[str, object],
+) -> tuple[TrainConfig, Data]:
+    """The configuration of a run, and its data; nothing else is touched."""
+    if "data" in settings:
+        raise UsageError(f"got data={settings['data']!r}, expected samples as train_set; leave it out.")
+    named = {key: str(value) if isinstance(value, torch.device) else value for key, value in settings.items()}
+    config = resolve(method, named | {"data": CUSTOM}, custom=True)
+    data = custom_data(train_set, val_set, test_set, num_classes, config)
+    if data.val is None and "select" not in settings:
+        config = replace(config, select="last")
+    return config, data
 
 
 def custom_data(
@@ -87,20 +114,38 @@ def custom_data(
     """The user's own data; images in bytes are normalised by their training statistics, floats are left alone."""
     if config.label_noise or config.context is not None:
         raise UsageError("label_noise and context change data sets that are read by name; change train_set itself.")
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"got num_classes={num_classes}, expected at least 1, or none to count them.")
     train = as_source(train_set, num_classes)
-    others = [None if s is None else as_source(s, num_classes=train.num_classes) for s in (val_set, test_set)]
-    val: Source | None = others[0]
+    if num_classes and not train.num_classes:
+        raise UsageError(f"got num_classes={num_classes} and targets that are numbers; leave it out, or give integers.")
+    val, test = (None if s is None else as_source(s, train.num_classes or None) for s in (val_set, test_set))
+    for name, other in (("val_set", val), ("test_set", test)):
+        if other is not None:
+            check_like(train, other, name)
     if val is None and isinstance(train, Samples) and config.val_fraction:
         kept, held = stratified_split(train.y, config.val_fraction, config.seed)
         if len(held):
             train, val = train.take(kept), train.take(held)
-    for name, other in zip(("val_set", "test_set"), others, strict=True):
-        if other is not None and other.shape != train.shape:
-            raise UsageError(f"{name} has samples of shape {other.shape}, expected {train.shape} as in train_set.")
     mean, std = (), ()
     if isinstance(train, Samples) and train.x.dtype == torch.uint8:
         mean, std = channel_stats(train.x)
-    return Data(train, val, others[1], mean, std)
+    return Data(train, val, test, mean, std)
+
+
+def check_like(train: Source, other: Source, name: str) -> None:
+    """Refuse samples that do not go with the training samples, by the first of each; and any that is bad."""
+    (x, y), (train_x, train_y) = (source.fetch(torch.tensor([0])) for source in (other, train))
+    for what, got, wanted in (
+        ("samples of shape", other.shape, train.shape),
+        ("samples of", x.dtype, train_x.dtype),
+        ("targets of", y.dtype, train_y.dtype),
+        ("targets of shape", tuple(y.shape[1:]), tuple(train_y.shape[1:])),
+    ):
+        if got != wanted:
+            raise UsageError(f"{name} has {what} {got}, expected {wanted} as in train_set.")
+    if isinstance(other, DatasetSamples):
+        other.check()  # a bad sample is not to show when training is over
 
 
 @dataclass
@@ -127,7 +172,7 @@ class Comparison:
 
 def compare(
     model: nn.Module | Callable[[], nn.Module],
-    methods: Sequence[Method],
+    methods: Method | Sequence[Method],
     train_set: object,
     val_set: object = None,
     test_set: object = None,
@@ -140,12 +185,20 @@ def compare(
 
     model: a network, copied with its parameters for every run, or a function that makes one, called under each seed.
     seeds: how many runs of each method, seeded from `seed` on.  settings: as for `fit`, without `out`.
+
+    Raises ValueError for what cannot be compared, before the first run.
     """
     if "out" in settings:
         raise UsageError("got out, which compare has not, expected the settings of fit; `sidestep compare` keeps runs.")
-    chosen = list(methods)
+    if seeds < 1:
+        raise UsageError(f"got seeds={seeds}, expected at least 1.")
+    chosen = list(methods) if isinstance(methods, Iterable) else [methods]
+    for method in chosen:
+        check_kind(method, "one of methods", Method, "a method such as ss.SID(alpha=0.5)")
     if not any(type(m) is Backprop for m in chosen):
         chosen.insert(0, Backprop())
+    shared = {name: value for name, value in settings.items() if name not in ("num_classes", "quiet")}
+    check_judged(*prepare(chosen[0], train_set, val_set, test_set, settings.get("num_classes"), shared))
     found: list[dict[str, Any]] = []
     for method in chosen:
         values: list[float] = []
@@ -157,6 +210,14 @@ def compare(
         row = {"method": label(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds}
         found.append(row | {"accuracies": values})
     return Comparison(found)
+
+
+def check_judged(config: TrainConfig, data: Data) -> None:
+    """Refuse to compare by accuracy what will have none."""
+    if not data.train.num_classes or config.target == "inputs":
+        raise UsageError("got targets that are numbers, which have no accuracy to compare, expected classes; use fit.")
+    if data.val is None and (data.test is None or config.test == "never"):
+        raise UsageError("got no data to judge the methods on, expected a val_set or a test_set; give compare one.")
 
 
 def label(method: Method) -> str:

@@ -212,6 +212,13 @@ def with_label(label: int) -> Tensor:
     return y
 
 
+def items(x: Tensor, y: Tensor) -> Pairs:
+    return Pairs([(one, int(label)) for one, label in zip(x, y, strict=True)])
+
+
+SEQUENCES = (torch.zeros(200, 8, 3), Y)
+TOKENS = (torch.zeros(200, 8, 3), Y[:, None].expand(200, 8))
+
 FIT: list[tuple[type[ValueError], str, dict[str, Any]]] = [
     (DataError, "sample 57 has label -100; expected 0..4; correct or drop it.", {"train_set": (X, with_label(-100))}),
     (DataError, "sample 57 has label 5; expected 0..4", {"train_set": (X, with_label(5)), "num_classes": CLASSES}),
@@ -227,7 +234,23 @@ FIT: list[tuple[type[ValueError], str, dict[str, Any]]] = [
     (UsageError, "val_set has samples of shape (2, 4, 4), expected (2, 8, 8)", {"val_set": (X[:, :, :4, :4], Y)}),
     (UsageError, "data of type str; expected a Dataset of (x, y), a pair of tensors", {"train_set": "mnist"}),
     (UsageError, "unknown key 'learning_rate'", {"learning_rate": 0.1}),
-    (UsageError, "got method=<class", {"method": ss.SID}),
+    (UsageError, "got the class SID as method, expected a method such as ss.SID(", {"method": ss.SID}),
+    (UsageError, "got an object of type str as method, expected a method", {"method": "sid"}),
+    (UsageError, "got an object of type Sequential as method, expected a method", {"method": small_net()}),
+    (UsageError, "test_set has targets of torch.float32, expected torch.int64 as in", {"test_set": (X, Y.float())}),
+    (
+        UsageError,
+        "val_set has targets of torch.int64, expected torch.float32 as",
+        {"train_set": (X, Y.float()), "val_set": (X, Y)},
+    ),
+    (UsageError, "test_set has samples of torch.uint8, expected torch.float32", {"test_set": (X.byte(), Y)}),
+    (UsageError, "test_set has targets of shape (8,), expected () as in", {"test_set": TOKENS, "train_set": SEQUENCES}),
+    (DataError, "sample 57 has label 7; expected 0..4", {"test_set": items(X, with_label(7))}),
+    (DataError, "sample 57 holds NaN or Inf", {"val_set": items(with_value(torch.nan), Y)}),
+    (UsageError, "got data='mnist', expected samples as train_set", {"data": "mnist"}),
+    (UsageError, "got num_classes=0, expected at least 1", {"num_classes": 0}),
+    (UsageError, "got num_classes=5 and targets that are numbers", {"train_set": (X, Y.float()), "num_classes": 5}),
+    (UsageError, "all of whose parameters are frozen", {"freeze": (0, 1, 2, 3)}),
     (UsageError, "got select=best without validation samples", {"val_fraction": 0.0, "select": "best"}),
     (UsageError, "blocks=9, but Sequential can be cut into at most", {"blocks": 9}),
     (UsageError, "crop, flip, randaugment and cutout are for uint8 images", {"augment": "crop"}),
@@ -238,17 +261,58 @@ FIT: list[tuple[type[ValueError], str, dict[str, Any]]] = [
 def test_a_refused_fit_leaves_the_network_as_it_was(
     kind: type[ValueError], says: str, changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Parameters, BatchNorm's running statistics, and which modules train."""
+    """Parameters, BatchNorm's running statistics, how they lie in memory, what is frozen, and which modules train."""
     model = small_net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    strides = {k: v.stride() for k, v in model.state_dict().items()}
     given: dict[str, Any] = {"method": ss.SID(), "train_set": (X, Y), "epochs": 1, "out": tmp_path / "run"} | changed
     with pytest.raises(kind) as error:
         ss.fit(model, **given)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert {k: v.stride() for k, v in model.state_dict().items()} == strides
+    assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (ss.LocalCE(), "got an object of type LocalCE as model, expected a network; the order is model, method, "),
+        (nn.Sequential, "got the class Sequential as model, expected a network"),
+    ],
+)
+def test_what_is_no_network_is_refused(model: Any, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        ss.fit(model, small_net(), (X, Y))  # pyright: ignore[reportArgumentType]  # the two swapped
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_where_nothing_can_be_differentiated_is_refused(mode: Callable[[], Any]) -> None:
+    with mode(), pytest.raises(UsageError, match=r"got training inside torch\.no_grad\(\) or inference_mode\(\)"):
+        ss.fit(small_net(), ss.SID(), (X, Y))
+
+
+COMPARE: list[tuple[str, dict[str, Any]]] = [
+    ("got seeds=0, expected at least 1.", {"seeds": 0}),
+    ("got no data to judge the methods on, expected a val_set or a test_set", {"train_set": items(X, Y)}),
+    ("got no data to judge the methods on", {"val_fraction": 0.0}),
+    ("got targets that are numbers, which have no accuracy to compare", {"train_set": (X, Y.float())}),
+    ("got the class SID as one of methods, expected a method such as", {"methods": [ss.LocalCE(), ss.SID]}),
+    ("got an object of type int as one of methods", {"methods": 3}),
+    ("unknown key 'learning_rate'", {"learning_rate": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("says", "changed"), COMPARE)
+def test_what_cannot_be_compared_is_refused_before_a_network_is_made(says: str, changed: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"methods": [ss.LocalCE()], "train_set": (X, Y)} | changed
+    with pytest.raises(UsageError) as error:
+        ss.compare(lambda: pytest.fail("a network was made"), **given)
+    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_bad_sample_that_only_shows_when_it_is_fetched_ends_training_before_its_step() -> None:

@@ -208,6 +208,12 @@ def test_a_function_makes_a_network_for_every_seed_the_same_for_every_method() -
     assert not torch.equal(starts[0], starts[1])
 
 
+def test_a_single_method_is_a_list_of_one() -> None:
+    settings = SETTINGS | {"epochs": 1, "seeds": 1}
+    alone, listed = (ss.compare(net(), methods, TRAIN, **settings) for methods in (ss.LocalCE(), [ss.LocalCE()]))
+    assert alone == listed and [row["method"] for row in alone.rows] == ["backprop", "local_ce"]
+
+
 def test_it_has_no_folder_in_python() -> None:
     with pytest.raises(UsageError, match="`sidestep compare` keeps runs"):
         ss.compare(net(), [ss.LocalCE()], TRAIN, out="runs/x", **SETTINGS)

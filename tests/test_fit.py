@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import threading
 from dataclasses import dataclass
@@ -192,7 +193,6 @@ def test_sequences_train_too() -> None:
     assert fitted(model, ss.SID(), train_set=(x, y), test_set=None, blocks=3, epochs=12, batch_size=30).accuracy > 0.8
 
 
-# ---------------------------------------------------------------------- methods of one's own
 class Views(nn.Module):
     """A network as the tutorials have it, which only computes on contiguous images."""
 
@@ -293,6 +293,7 @@ def test_floats_are_not_predicted_by_a_network_trained_on_bytes() -> None:
         run.predict(x[:2].float())
 
 
+# ---------------------------------------------------------------------- methods of one's own
 
 
 @dataclass(frozen=True)
@@ -377,7 +378,6 @@ def test_the_same_call_with_resume_has_a_finished_run_back(tmp_path: Path) -> No
         fitted(out=tmp_path, resume="last", train_set=(X[:500], Y[:500]))
 
 
-# ---------------------------------------------------------------------- Ctrl-C, and calling it again
 def test_a_finished_run_is_not_had_back_for_another_network_or_other_data(tmp_path: Path) -> None:
     fitted(out=tmp_path, epochs=1, report=False)
     wide = net(width=32)
@@ -391,6 +391,7 @@ def test_a_finished_run_is_not_had_back_for_another_network_or_other_data(tmp_pa
     fitted(out=tmp_path, epochs=1, report=False, resume="last")
 
 
+# ---------------------------------------------------------------------- Ctrl-C, and calling it again
 
 
 class Interrupting:
@@ -497,6 +498,15 @@ def test_a_loop_of_ones_own_learns_and_continues_from_its_state() -> None:
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.parametrize("method", [ss.Backprop(), ss.LocalCE()], ids=["backprop", "local_ce"])
+@pytest.mark.parametrize("outputs", [9, 11])
+def test_a_network_with_another_number_of_classes_is_not_built(outputs: int, method: Method) -> None:
+    task = ss.Classification(num_classes=10, sample=TRAIN[0][:2])
+    model = nn.Sequential(*list(net().children())[:4], nn.Linear(64, outputs))
+    with pytest.raises(UsageError, match=rf"answers with shape \({outputs},\), expected \(10,\) logits for"):
+        method.build(model, task, ss.CutPlan(blocks=4))
+
+
 def test_a_network_with_batchnorm_and_dropout_takes_part() -> None:
     """The running statistics move with training, and evaluation leaves them alone."""
     model = small_net()
@@ -509,12 +519,3 @@ def test_a_network_with_batchnorm_and_dropout_takes_part() -> None:
     run.predict(x)
     run.audit()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-@pytest.mark.parametrize("method", [ss.Backprop(), ss.LocalCE()], ids=["backprop", "local_ce"])
-@pytest.mark.parametrize("outputs", [9, 11])
-def test_a_network_with_another_number_of_classes_is_not_built(outputs: int, method: Method) -> None:
-    task = ss.Classification(num_classes=10, sample=TRAIN[0][:2])
-    model = nn.Sequential(*list(net().children())[:4], nn.Linear(64, outputs))
-    with pytest.raises(UsageError, match=rf"answers with shape \({outputs},\), expected \(10,\) logits for"):
-        method.build(model, task, ss.CutPlan(blocks=4))
-
-
