@@ -51,14 +51,18 @@ def measure(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object
                 depends[n].append(later)
         if None in moved:
             shared_depends.append(later)
+    # What is frozen gets no gradient, whatever the program would send there.
+    moving = {n for n, block in enumerate(chain.blocks) if any(p.requires_grad for p in block.parameters())}
     blocks: list[dict[str, object]] = []
-    agrees = True
+    agrees = expected_isolated = True
     for n in range(count):
         reaches = sorted(m for m in reach[n] if m is not None)
         shared = None in reach[n]
-        expected = derived.reaches(n) if reaches or shared else []
-        contradicted = reaches != expected or (shared and not derived.hub_trained) or depends[n] != derived.depends(n)
+        expected = [m for m in derived.reaches(n) if m in moving] if reaches or shared else []
+        expected_depends = derived.depends(n) if n in moving else []
+        contradicted = reaches != expected or (shared and not derived.hub_trained) or depends[n] != expected_depends
         agrees = agrees and not contradicted
+        expected_isolated = expected_isolated and not derived.hub_trained and set(expected) <= {n}
         blocks.append(
             {
                 "block": n,
@@ -67,7 +71,7 @@ def measure(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object
                 "reaches_shared": shared,
                 "derived_reaches": expected,
                 "depends_on_later": depends[n],
-                "derived_depends_on_later": derived.depends(n),
+                "derived_depends_on_later": expected_depends,
                 "agrees": not contradicted,
             }
         )
@@ -75,7 +79,7 @@ def measure(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object
     isolated = all(reach[n] <= {n} for n in range(count))
     return {
         "isolated": isolated,
-        "agrees": agrees and isolated == derived.isolated,
+        "agrees": agrees and isolated == expected_isolated,
         "gradients_cross": derived.gradients_cross,
         "blocks": blocks,
         "shared": [f"hub.{name}" for name, _ in chain.hub.named_parameters()] if trained_hub and chain.hub else [],

@@ -92,6 +92,21 @@ def test_a_frozen_extractor_leaves_the_blocks_isolated() -> None:
     assert all(torch.equal(p, q) for p, q in zip(engine.chain.hub.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("block", range(3))
+def test_a_frozen_block_is_reached_by_no_loss_and_contradicts_nothing(case: Case, block: int) -> None:
+    engine = engine_for(case.method, freeze=[block])
+    found: dict[str, Any] = measure(engine, some_batch())
+    assert found["agrees"] and all(column(found, "agrees"))
+    assert not any(block in reached for reached in column(found, "reaches"))
+    assert column(found, "depends_on_later")[block] == []
+
+
+def test_with_all_but_the_last_block_frozen_backprop_is_isolated() -> None:
+    found: dict[str, Any] = measure(engine_for(Backprop(), freeze=[0, 1]), some_batch())
+    assert found["isolated"] and found["agrees"]
+    assert column(found, "reaches") == [[], [], [2]]
+
+
 def test_one_block_has_nobody_to_reach() -> None:
     found: dict[str, Any] = measure(engine_for(Backprop(), blocks=1), some_batch())
     assert found["agrees"]
