@@ -45,18 +45,20 @@ def fit(
 ) -> Run:
     """Train any chain-shaped network with any method; returns a Run.
 
-    train_set, val_set, test_set: a Dataset of (x, y), a pair of tensors, or a `datasets.Dataset`.  Without a val_set a
+    train_set, val_set, test_set: a Dataset of (x, y) or of dicts of both, a pair of tensors, or a `datasets.Dataset`.
+    Of a Dataset the training labels are looked at once, to count them, and all of the other two.  Without a val_set a
     tenth of the training samples is held out, stratified, where they are held as tensors; else the last epoch counts.
     num_classes: by default what the training set names, or one more than its largest label.  settings: any key of the
     command line (`lr`, `batch_size`, `optimizer`, `augment`, `precision`, `resume`, ...).
 
-    The network is trained in place, and ends with the parameters that validation chose; `run.model` is what inference
+    The network is trained in place, and ends with the parameters that validation chose; what of it asks for no
+    gradient stays, and what `freeze` names asks for one again in the end.  `run.model` is what inference
     needs, which a method may have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and
     leaves the test set unread.  With `out` the run leaves the same folder as `sidestep train`, and can be resumed by
     the same call with resume="last".
 
-    Raises ValueError for settings or data that do not fit, before the network is touched; a bad sample that only shows
-    when a Dataset fetches it ends training before its step.
+    Raises ValueError for settings or data that do not fit, before the network is touched; a bad training sample that
+    only shows when a Dataset fetches it ends training before its step.
     """
     check_kind(model, "model", nn.Module, "a network; the order is model, method, train_set")
     check_kind(method, "method", Method, "a method such as ss.SID(alpha=0.5)")
