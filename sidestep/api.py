@@ -52,10 +52,10 @@ def fit(
     command line (`lr`, `batch_size`, `optimizer`, `augment`, `precision`, `resume`, ...).
 
     The network is trained in place, and ends with the parameters that validation chose; what of it asks for no
-    gradient stays, and what `freeze` names asks for one again in the end.  `run.model` is what inference
-    needs, which a method may have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and
-    leaves the test set unread.  With `out` the run leaves the same folder as `sidestep train`, and can be resumed by
-    the same call with resume="last".
+    gradient stays, and what `freeze` names asks for one again in the end.  `run.model` is what inference needs, which
+    a method may have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and does not
+    judge it on the test set.  With `out` the run leaves the same folder as `sidestep train`, and can be resumed by the
+    same call with resume="last".
 
     Raises ValueError for settings or data that do not fit, before the network is touched; a bad training sample that
     only shows when a Dataset fetches it ends training before its step.
