@@ -29,6 +29,7 @@ from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
 from sidestep.run import (
+    commit,
     enter,
     environment,
     fingerprint,
@@ -83,6 +84,7 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the end.  Raises Stopped, after saving, if a signal came; DataError if the loss is lost."""
+        commit()  # the first time, for what is said at the end is to be of the code that runs now
         per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
         every = self.config.save_every or per_epoch
         clock = (time.perf_counter(), self.engine.steps)
@@ -121,6 +123,7 @@ class Trainer:
 
     def pause(self, clock: tuple[float, int], warm: int) -> None:
         """Count the time since the clock was started, unless it was warm-up; what comes now is no training."""
+        self.engine.meet()  # a step has been taken when the last rank has taken it
         if self.assembly.device.type == "cuda":
             torch.cuda.synchronize()
         began, first = clock

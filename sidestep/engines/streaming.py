@@ -419,6 +419,10 @@ class Streaming:
         (agreed,) = self.run(self.relay.climb("agreed", When(True, self.steps), said))
         return int(agreed)
 
+    def meet(self) -> None:
+        """Wait until the engines behind have come to this step too."""
+        self.run(self.relay.descend("meeting", When(True, self.steps), (torch.tensor(self.steps),)))
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""
         self.parts.load_state_dict(state)
