@@ -35,6 +35,22 @@ class Slices:
     answer: torch.Size  # of the network, to the sample: (B, ...)
 
     @property
+    def features(self) -> tuple[torch.Size, ...]:
+        """`shapes`, as heads read them: (D,), tokens (T, D) or maps (D, H, W).  Raises UsageError for others.
+
+        Among those are (D, T), which convolutions in one dimension leave: a shape does not tell them from tokens, but
+        the block's last layer does.
+        """
+        for k, (body, shape) in enumerate(zip(self.bodies, self.shapes, strict=True)):
+            width = _channels_first(body)
+            if len(shape) > 3 or (len(shape) == 2 and width == shape[0] != shape[1]):
+                raise UsageError(
+                    f"block {k} ends in features of shape {tuple(shape)}, expected (D,), tokens (T, D) or maps "
+                    "(D, H, W), as a head reads them; turn them round in the forward of its last unit."
+                )
+        return self.shapes
+
+    @property
     def nets(self) -> tuple[nn.Module, ...]:
         """The bodies, the last of them with the read-out: its output is the network's logits."""
         return (*self.bodies[:-1], nn.Sequential(self.bodies[-1], self.readout))
@@ -233,6 +249,14 @@ def _assemble(units: Mapping[str, nn.Module], bounds: Sequence[int], inputs: Seq
     readout = units[rest[0]] if len(rest) == 1 else _sequential({name: units[name] for name in rest})
     shapes = tuple(inputs[b].shape[1:] for b in bounds[1:])
     return Slices(tuple(bodies), readout, shapes, at, inputs[-1].shape)
+
+
+def _channels_first(body: nn.Module) -> int | None:
+    """The channels of the last layer that has parameters, if it puts them before a length."""
+    last = next((m for m in reversed([*body.modules()]) if any(True for _ in m.parameters(recurse=False))), None)
+    if isinstance(last, nn.Conv1d | nn.ConvTranspose1d):
+        return last.out_channels
+    return last.num_features if isinstance(last, nn.BatchNorm1d) else None
 
 
 def _sequential(units: Mapping[str, nn.Module]) -> nn.Sequential:

@@ -155,7 +155,7 @@ class BLL(Method):
         ends = [(body, None) if law.linear else opened(body) for body in slices.bodies]
         latents = [
             Latents(law, shape, mapped=closing is None, per_token=task.per_token)
-            for shape, (_, closing) in zip(slices.shapes, ends, strict=True)
+            for shape, (_, closing) in zip(slices.features, ends, strict=True)
         ]
         of_classes = isinstance(task, Classification)
         targets, embedding = (task.num_classes, self.head_width if lift else 0) if of_classes else (numbers(task), 0)
@@ -164,10 +164,10 @@ class BLL(Method):
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
             if isinstance(task, Regression):
-                extras["lift"] = head_for(task, slices.shapes[k], self.head, self.head_width, self.head_depth)
+                extras["lift"] = head_for(task, slices.features[k], self.head, self.head_width, self.head_depth)
             elif lift:
                 extras["lift"] = lifting(
-                    slices.shapes[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
+                    slices.features[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
                 )
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout

@@ -75,7 +75,7 @@ class BLLReleased(Method):
                 prototypes=nn.Linear(task.num_classes, pooled_width(shape), bias=False),
                 head=LocalPrediction(shape, task.num_classes, trained=self.heads == "trained"),
             )
-            for k, shape in enumerate(slices.shapes[:-1])
+            for k, shape in enumerate(slices.features[:-1])
         ]
         return Chain([*blocks, Block(count - 1, count, slices.nets_for(task)[-1])], at=slices.at)
 

@@ -46,7 +46,7 @@ class LocalHeads(Method, ABC):
         smoothings(self.label_smoothing, count)
         with_head = count if self.last == "head" else count - 1
         heads = [
-            head_for(task, shape, self.head, self.head_width, self.head_depth) for shape in slices.shapes[:with_head]
+            head_for(task, shape, self.head, self.head_width, self.head_depth) for shape in slices.features[:with_head]
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":

@@ -97,7 +97,7 @@ class SID(Method):
             if plan.at:
                 raise ValueError(f"got at={','.join(plan.at)} with form='shared', which does not cut; leave it out.")
             whole = replace(plan, blocks=1)(model, task.sample)
-            width = pooled_width(whole.shapes[-1])
+            width = pooled_width(whole.features[-1])
             modules = [
                 BeliefModule(
                     width, task.num_classes, self.hidden, belief=seen, per_token=task.per_token, norm=self.module_norm
@@ -118,7 +118,7 @@ class SID(Method):
                 depth=self.head_depth,
                 per_token=task.per_token,
             )
-            for shape in slices.shapes
+            for shape in slices.features
         ]
         blocks = [
             Block(i, len(heads), body, head=head)

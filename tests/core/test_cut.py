@@ -181,6 +181,32 @@ def test_parameterless_units_stay_with_the_layer_before_them() -> None:
 # --- units and read-out ----------------------------------------------------------------------------------------------
 
 
+class ToTokens(nn.Conv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("unit", "sample", "read"),
+    [
+        (nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU()), torch.zeros(2, 2, 20), None),
+        (nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8)), torch.zeros(2, 2, 20), None),
+        (nn.Conv3d(2, 8, 3), torch.zeros(2, 2, 4, 4, 4), None),
+        (ToTokens(2, 8, 3), torch.zeros(2, 2, 20), (18, 8)),
+        (nn.Linear(20, 8), torch.zeros(2, 2, 20), (2, 8)),
+    ],
+)
+def test_features_that_no_head_can_read_are_told_from_tokens_by_the_layer_that_made_them(
+    unit: nn.Module, sample: Tensor, read: tuple[int, ...] | None
+) -> None:
+    slices = cut(nn.Sequential(unit, nn.Flatten(), nn.LazyLinear(3)), 1, sample=sample)
+    if read:
+        assert slices.features == slices.shapes == (torch.Size(read),)
+    else:
+        with pytest.raises(UsageError, match=r"^block 0 ends in features of shape \(8, .*expected \(D,\), tokens"):
+            _ = slices.features
+
+
 def test_a_nested_sequential_is_flattened_and_its_read_out_begins_at_the_pool() -> None:
     features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
     model = nn.Sequential()

@@ -144,10 +144,3 @@ def test_a_deeper_mlp_head_is_that_many_hidden_layers() -> None:
     assert widths == [(12, 4), (4, 4), (4, 4), (4, 5)]
     with pytest.raises(ValueError, match="got head_depth=0"):
         Head(torch.Size((7,)), 5, "mlp", depth=0)
-
-
-def test_features_of_more_dimensions_than_maps_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"got features of shape \(4, 3, 3, 3\), expected \(D,\), \(T, D\) or \(D, H, W\)"
-    ):
-        Head(torch.Size((4, 3, 3, 3)), 5)
