@@ -205,7 +205,8 @@ def compare(
     for method in chosen:
         values: list[float] = []
         for s in range(seed, seed + seeds):
-            with global_rng(key(s, "init")):
+            # Not by "init", from which `fit` draws what a method adds: heads would have the network's first numbers.
+            with global_rng(key(s, "network")):
                 network = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
             values.append(fit(network, method, train_set, val_set, test_set, seed=s, **settings).accuracy)
         std = statistics.stdev(values) if seeds > 1 else None

@@ -208,6 +208,25 @@ def test_a_function_makes_a_network_for_every_seed_the_same_for_every_method() -
     assert not torch.equal(starts[0], starts[1])
 
 
+def test_what_a_method_adds_is_drawn_apart_from_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a head would begin as the network's first layer does."""
+    of_networks: list[torch.Tensor] = []
+    of_methods: list[torch.Tensor] = []
+    build = ss.LocalCE.build
+
+    def noted(*args: Any) -> Any:
+        of_methods.append(torch.rand(4))
+        return build(*args)
+
+    def make() -> torch.nn.Module:
+        of_networks.append(torch.rand(4))
+        return net()
+
+    monkeypatch.setattr(ss.LocalCE, "build", noted)
+    ss.compare(make, ss.LocalCE(), TRAIN, seeds=1, **SETTINGS | {"epochs": 1})
+    assert of_methods and not any(torch.equal(a, b) for a in of_networks for b in of_methods)
+
+
 def test_a_single_method_is_a_list_of_one() -> None:
     settings = SETTINGS | {"epochs": 1, "seeds": 1}
     alone, listed = (ss.compare(net(), methods, TRAIN, **settings) for methods in (ss.LocalCE(), [ss.LocalCE()]))
