@@ -52,8 +52,11 @@ def like(assembly: Assembly, name: str) -> Assembly:
         return assemble(config, data=assembly.data, model=copy.deepcopy(assembly.model), method=assembly.method)
     # Modules around a shared extractor can outnumber the units at which the network itself can be cut.
     tries = [config.blocks] if assembly.chain.hub is None else sorted({1, 2, 4, config.blocks}, reverse=True)
+    config = replace(config, method=name, engine="streaming")  # not every method can be stacked
     for blocks in tries:
-        other = replace(config, method=name, blocks=blocks, at=config.at if blocks == len(config.at) + 1 else ())
+        other = replace(config, blocks=blocks, at=config.at if blocks == len(config.at) + 1 else ())
+        if assembly.chain.hub is not None:
+            other = replace(other, freeze=())  # it named modules, which are none of this one's blocks
         try:
             return assemble(other, data=assembly.data, model=copy.deepcopy(assembly.model), method=method_class(name)())
         except UsageError:
