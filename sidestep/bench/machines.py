@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sidestep.assemble import assemble, optimizer_factory
+from sidestep.assemble import optimizer_factory
 from sidestep.bench.ranks import first_batches, slices
-from sidestep.bench.step import circumstances
+from sidestep.bench.step import benched, circumstances
 from sidestep.config import TrainConfig
 from sidestep.engines.dist_wire import WINDOW
 from sidestep.errors import UsageError
@@ -38,7 +38,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     """
     if most < RANKS[0]:
         raise UsageError(f"got --machines {most}, expected {RANKS[0]} or more.")
-    assembly = assemble(config)
+    assembly = benched(config)
     blocks, batch = len(assembly.chain.blocks), assembly.config.batch_size
     if blocks < 3:
         raise UsageError(f"got {blocks} blocks, expected 3 or more: one in the middle stands for all; give --blocks 8.")

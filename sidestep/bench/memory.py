@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sidestep.assemble import assemble
-from sidestep.bench.step import as_set, circumstances, fresh, plain_baselines
+from sidestep.bench.step import as_set, benched, circumstances, fresh, plain_baselines
 from sidestep.config import TrainConfig
 from sidestep.engines.captured import WARM_UP
 from sidestep.errors import UsageError
@@ -20,7 +19,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     A CUDA graph is measured while it is recorded: what it needs then it holds from there on.
     """
-    assembly = assemble(config)
+    assembly = benched(config)
     if config.compile and assembly.device.type == "cpu":
         raise UsageError(
             "got compile=true on a CPU, where compiled code hides its memory; bench it with --device cuda."

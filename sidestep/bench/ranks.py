@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sidestep.assemble import Assembly, assemble, optimizer_factory
+from sidestep.assemble import Assembly, optimizer_factory
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
-from sidestep.bench.step import circumstances, rows_of
+from sidestep.bench.step import benched, circumstances, rows_of
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming
@@ -46,14 +46,14 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
     Placement(count).blocks(config.blocks)
     found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
     if train:
-        assembly = assemble(config)
+        assembly = benched(config)
         found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
     return found | {"text": ranks_table(found)}
 
 
 def measured(config: str, rounds: str) -> dict[str, Any]:
     """In every process.  What is wrong with the configuration all of them find, before they meet."""
-    assembly = assemble(from_toml(config))
+    assembly = benched(from_toml(config))
     with joined() as ranks:
         return compared(assembly, ranks, int(rounds))
 

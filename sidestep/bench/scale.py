@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sidestep.assemble import Assembly, assemble, optimizer_factory
+from sidestep.assemble import Assembly, optimizer_factory
 from sidestep.bench import ranks
 from sidestep.bench.ranks import MICROBATCHES, STEPS_A_TURN, first_batches, name_of, slices
 from sidestep.bench.rivals import MakeOptimizer, MicroBatchedStep, PipelineStep
+from sidestep.bench.step import benched
 from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
 from sidestep.measure.timing import interleaved, ratios, threads
@@ -40,7 +41,7 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy, with
     micro-batches of the same size.
     """
-    assembly = assemble(config)
+    assembly = benched(config)
     with threads(config.threads or threads_each(count)):
         expected = predictions(assembly, count, links.measured())
     found = ranks.run(config, count, rounds=rounds)

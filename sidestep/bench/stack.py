@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
 from sidestep.bench.plain import PlainTraining
-from sidestep.bench.step import UNTIMED, Step, as_set, circumstances, floor_lines, rates_of, reference_for, rows_of
+from sidestep.bench.step import (
+    UNTIMED,
+    Step,
+    as_set,
+    benched,
+    circumstances,
+    floor_lines,
+    rates_of,
+    reference_for,
+    rows_of,
+)
 from sidestep.config import TrainConfig
 from sidestep.errors import UsageError
 from sidestep.measure.floor import Demand
@@ -61,7 +71,7 @@ def run(config: TrainConfig, *, rounds: int = 20) -> dict[str, Any]:
 
     Where the settings ask for CUDA graphs the engines are timed both ways, and so is the extractor.
     """
-    assembly = assemble(config)
+    assembly = benched(config)
     if not isinstance(assembly.method, SID) or assembly.method.form != "shared":
         raise UsageError("the naive loop is SID's published form; use sid with --form shared.")
     reference, batch = reference_for(assembly), assembly.batches(0)

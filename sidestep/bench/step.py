@@ -18,7 +18,7 @@ from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainSte
 from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
 from sidestep.core.cut import CutPlan, Slices
-from sidestep.core.task import classes
+from sidestep.core.task import Classification, classes
 from sidestep.engines.captured import WARM_UP, CapturedStep
 from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
@@ -71,6 +71,15 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     return found
 
 
+def benched(config: TrainConfig) -> Assembly:
+    """What is to be measured.  Raises UsageError where plain training beside it has no loss for the task."""
+    assembly = assemble(config)
+    if assembly.task.per_token or not isinstance(assembly.task, Classification):
+        what = "labels of tokens" if assembly.task.per_token else "numbers"
+        raise UsageError(f"got {what} to learn, expected one class an input, as rivals are timed on; use other --data.")
+    return assembly
+
+
 def fresh(assembly: Assembly, name: str) -> Assembly:
     """The same network and settings with another method, compiled or a CUDA graph if they say so."""
     made, config = like(assembly, name), assembly.config
@@ -100,7 +109,7 @@ def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, tra
     """What `sidestep bench step` prints: medians, quartiles and paired ratios of interleaved steps."""
     if steps < 1:
         raise UsageError(f"got --steps {steps}, expected at least 1.")
-    assembly = assemble(config)
+    assembly = benched(config)
     if against == "reference":
         return against_reference(assembly, steps, train)
     if train:

@@ -13,6 +13,7 @@ from sidestep.assemble import Assembly, assemble
 from sidestep.bench import memory, step
 from sidestep.config import resolve
 from sidestep.errors import UsageError
+from sidestep.measure.cost import like
 from sidestep.measure.memory import MB
 
 
@@ -61,6 +62,27 @@ def test_ratios_are_over_the_base_of_the_same_round(monkeypatch: pytest.MonkeyPa
     row = found["rows"][0]
     assert (row["step_ms"], row["ratio"]) == (3.0, 2.0)  # medians of 2, 8, 3 and of 2, 4, 1
     assert row["samples_per_second"] == pytest.approx(32 / 0.003)
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ({"data": "reversal", "model": "encoder"}, "labels of tokens"),
+        ({"data": "digits", "model": "autoencoder"}, "numbers"),
+    ],
+)
+def test_tasks_that_the_rivals_have_no_loss_for_are_refused(flags: dict[str, object], what: str) -> None:
+    for bench in (step, memory):
+        with pytest.raises(UsageError, match=f"got {what} to learn, expected one class an input"):
+            bench.run(resolve("local_ce", flags))
+
+
+def test_baselines_of_a_stack_are_not_stacked_and_of_frozen_modules_not_frozen() -> None:
+    """Backprop's two passes cannot be, and where modules outnumber what can be cut there is no such block."""
+    assert like(small(engine="stacked"), "backprop").config.engine == "streaming"
+    modules = assemble(resolve("sid", {"model": "simplecnn", "blocks": 12, "freeze": "9", "sid.form": "shared"}))
+    assert like(modules, "backprop").config.freeze == ()
+    assert like(small(freeze="1"), "backprop").config.freeze == (1,)
 
 
 def test_the_reference_is_sids_published_form_only() -> None:
