@@ -102,10 +102,10 @@ class Assembly:
         )
 
     def parameter_counts(self) -> tuple[int, int]:
-        """(all that is trained, those of them that the method added to the network)."""
+        """(all of the chain, frozen ones too; those of them that the method added to the network)."""
         own = {id(p) for p in self.model.parameters()}
-        trained = [p for _, p in self.chain.named_parameters()]
-        return sum(p.numel() for p in trained), sum(p.numel() for p in trained if id(p) not in own)
+        every = [p for _, p in self.chain.named_parameters()]
+        return sum(p.numel() for p in every), sum(p.numel() for p in every if id(p) not in own)
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,8 +4,6 @@
 
 A checkpoint is written aside under a name with a leading dot: every file synced to disk, the manifest last, the folder
 synced, then renamed.  So whatever kills the writer, a checkpoint's name means all of it.  Nothing is ever unpickled.
-
-Beside them, the same care for a run's other files: JSON and text replaced as a whole, and a log of JSON lines.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from sidestep.core.cell import Batch, Cell, finish_cell, frozen_statistics, leav
 from sidestep.core.emit import Message
 from sidestep.core.program import CellId
 from sidestep.engines.streaming import Streaming
-from sidestep.measure.memory import activation_bytes
+from sidestep.measure.memory import MB, activation_bytes
 
 if TYPE_CHECKING:
     from sidestep.assemble import Assembly
@@ -121,7 +121,7 @@ def describe_text(found: dict[str, object]) -> str:
     def megabytes(name: str) -> str:
         value = found[name]
         assert isinstance(value, int | float)
-        return f"{value / 1e6:.3f} MB"
+        return f"{value / MB:.3f} MB"
 
     lines = [
         f"{found['method']} ({found['reference']}): {found['model']} in {found['blocks']} blocks, {found['data']}, "
