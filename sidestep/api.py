@@ -113,7 +113,7 @@ def prepare(
 def custom_data(
     train_set: object, val_set: object, test_set: object, num_classes: int | None, config: TrainConfig
 ) -> Data:
-    """The user's own data; images in bytes are normalised by their training statistics, floats are left alone."""
+    """The user's own data; a tensor of images in bytes is normalised by its statistics, all else is left alone."""
     if config.label_noise or config.context is not None:
         raise UsageError("label_noise and context change data sets that are read by name; change train_set itself.")
     if num_classes is not None and num_classes < 1:

@@ -62,6 +62,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     kept = [
         {"ranks": ranks, "life": name, "goodput": goodput(ranks, life, SAVE, RESTART)}
         for ranks in RANKS
+        if ranks <= most
         for name, life in LIVES.items()
     ]
     found: dict[str, Any] = {"rows": rows, "kept": kept, "message_kb": message(trace) / 1024}

@@ -50,11 +50,12 @@ class Errors:
 def deviations(assembly: Assembly, source: Source) -> dict[str, Any]:
     """How far the deviations that a block predicts can be trusted: lists over blocks, None without a read-out.
 
-    All but `nll` is after one factor on a block's deviations, `scale`, that of least NLL on the validation split; it is
-    None where there is none or where it is the source.   `nll_scaled`; `coverage`: by predicted deviation in ten parts
-    of equal mass, how often the truth lies within the central 50, 80 and 95 %, (10, 3), and `deviation`, (10,), their
-    mean predicted deviations.   `nll_constant`, `nll_per_number`: with the block's means and one deviation for
-    all, or one for each number of a sample (each pixel), fitted on the validation split.
+    `nll_scaled` and what follows is after one factor on a block's deviations, `scale`, that of least NLL on the
+    validation split; both are None where there is none or where it is the source.  `coverage`: by predicted deviation
+    in ten parts of equal mass, how often the truth lies within the central 50, 80 and 95 %, (10, 3), and `deviation`,
+    (10,), their mean predicted deviations.  `nll_constant`, `nll_per_number`: with the block's means and one deviation
+    for all, or one for each number of a sample (each pixel), fitted on the validation split, without which they are
+    left out.
     """
     rows = measured(assembly, source, slice(None))
     names = next(r for r in rows if r is not None)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from sidestep.config import CONFIG, parse_toml
+from sidestep.config import CONFIG, PLACE, parse_toml
 from sidestep.errors import DataError, UsageError
 from sidestep.files import read_json, read_jsonl, read_text
 from sidestep.folder import COMPARISON, METRICS, SUMMARY, check_finished, read_summary
 
-PLACE = ("out", "resume", "overwrite", "save_every")
+UNSAID = (*PLACE, "save_every")
 """Keys that say where and how a run was kept, not what it was."""
 
 
@@ -25,7 +25,7 @@ class Record:
     """One run's folder.  What a folder may lack is None or empty."""
 
     name: str
-    toml: str  # the configuration without the keys of PLACE
+    toml: str  # the configuration without the keys of UNSAID
     config: dict[str, Any]  # the same, by flat key
     metrics: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -107,8 +107,8 @@ def read(folder: Path) -> Record:
         raise DataError(f"{folder / METRICS} is missing, expected in a run's folder; run the training again.")
     return Record(
         name=folder.resolve().name,
-        toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in PLACE),
-        config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in PLACE},
+        toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in UNSAID),
+        config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in UNSAID},
         metrics=read_jsonl(folder / METRICS),
         summary=read_summary(folder),
         audit=load("audit.json", None),

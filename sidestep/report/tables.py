@@ -105,7 +105,7 @@ def headline(groups: Sequence[Group]) -> Table | None:
 
 
 def in_training(groups: Sequence[Group]) -> Table | None:
-    """Speed and memory as they were while the runs trained."""
+    """Speed while the runs trained, and memory, which the page says how to read."""
     columns = [(head, [shown(group.spread(key), form) for group in groups]) for key, head, form in TRAINED]
     return Table.of([group.label for group in groups], columns, "method")
 

@@ -28,7 +28,7 @@ def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latenc
     assert found["message_kb"] == 4.0
     assert rows[64, "10 Gb/s, 1 ms"]["blocks"] == pytest.approx(rows[8, "10 Gb/s, 1 ms"]["blocks"], rel=1e-6)
     assert [(row["ranks"], row["life"]) for row in found["kept"]] == [
-        (ranks, life) for ranks in RANKS for life in LIVES
+        (ranks, life) for ranks in (8, 64) for life in LIVES
     ]
     assert max(map(len, machines_table(found).splitlines())) <= 80
 
