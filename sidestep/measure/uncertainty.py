@@ -194,6 +194,7 @@ def uncertainty(
     found: dict[str, Any] = {
         "split": "val" if source is val else "test",
         "samples": len(y),
+        "unit": "tokens" if assembly.task.per_token else "samples",  # of which there are so many
         **by_block(raw, reads),
         **ood,
         "temperature": None,

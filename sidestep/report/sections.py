@@ -202,12 +202,12 @@ def uncertainty(group: Group) -> Uncertainty | None:
     if found is None or None in found["curves"]["reliability"][-1]["confidence"]:
         return None
     drawn, after, other = found["curves"], found["temperature"], found.get("ood")
-    t = None if after is None else after["T"][-1]
+    t, unit = None if after is None else after["T"][-1], found.get("unit", "samples")
     bins = {"raw": drawn["reliability"][-1]} | ({} if t is None else {f"T = {t:.2f}": drawn["reliability_at_T"]})
     risks = [[np.nan] * len(drawn["coverage"]) if risk is None else risk for risk in drawn["risk"]]
     several = sum(risk is not None for risk in drawn["risk"]) > 1
     return Uncertainty(
-        where=f"{found['samples']:,} {'validation' if found['split'] == 'val' else 'test'} samples",
+        where=f"{found['samples']:,} {'validation' if found['split'] == 'val' else 'test'} {unit}",
         bins=len(bins["raw"]["share"]),
         temperature=t,
         reliability=figures.reliability(
@@ -224,7 +224,7 @@ def uncertainty(group: Group) -> Uncertainty | None:
         and figures.confidences(
             f"confidence inside and outside, {group.label}", drawn["inside"][-1], drawn["outside"][-1]
         ),
-        outside=other and f"{other['samples']:,} test samples of {PurePath(other['data']).name}",
+        outside=other and f"{other['samples']:,} test {unit} of {PurePath(other['data']).name}",
         auroc=other and found["ood_auroc"][-1],
         several=several,
         table=tables.uncertainty(group),

@@ -357,7 +357,7 @@ def test_a_networks_blocks_and_their_mean_worked_by_hand(monkeypatch: pytest.Mon
     assert made.test is not None
     found = uncertainty(made, made.test, samples([[[1.0, 0.0], [0.0, 0.0]]], [0]))
     assert found["temperature"] is None
-    assert found["samples"] == 2 and found["ood"]["samples"] == 1
+    assert (found["samples"], found["unit"]) == (2, "samples") and found["ood"]["samples"] == 1
     assert found["accuracy"] == [0.5, None, 0.5] and found["mean"]["accuracy"] == 0.5
     first = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
     last = (math.log(2) + math.log(1 + math.exp(3))) / 2

@@ -284,6 +284,11 @@ def test_the_page_shows_the_numbers_that_uncertainty_json_holds(tmp_path: Path) 
     assert "Seed" not in page.text and "±" not in page.text
 
 
+def test_where_every_token_has_a_label_tokens_are_counted_and_called_so(tmp_path: Path) -> None:
+    _, page = page_of([write_run(tmp_path / "a", uncertainty=uncertainty(0.02) | {"unit": "tokens"})], tmp_path)
+    assert "Last block, 1,000 test tokens in 2 bins of equal mass" in page.text
+
+
 def test_uncertainty_is_averaged_over_seeds_and_drawn_for_the_first(tmp_path: Path) -> None:
     made = (uncertainty(0.02, ood="pets"), uncertainty(0.03, ood="toys2"), uncertainty(0.07, t=None))
     folders = [write_run(tmp_path / f"{seed}", seed=seed, uncertainty=one) for seed, one in enumerate(made)]
