@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidestep.bench import machines
-from sidestep.bench.machines import LIVES, NETWORKS, RANKS, machines_table
+from sidestep.bench.machines import LIVES, NETWORKS, machines_table
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 
