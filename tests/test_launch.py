@@ -91,7 +91,15 @@ def start(started: list[Launched], line: list[str]) -> Launched:
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> bool:
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
+    """Whether all have ended; an orphan that has is a zombie until the system's first process takes note of it."""
+    return all(ended(process) for process in psutil.wait_procs(processes, timeout=seconds)[1])
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_they_leave_the_folder_of_one_and_another_number_goes_on_after_a_signal(
