@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import html
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidestep.assemble import Data, assemble, thawed_after, unmoved_if_refused
+from sidestep.assemble import Data, assemble
 from sidestep.config import TrainConfig, resolve
 from sidestep.core.cell import check_gradients_enabled
 from sidestep.core.keys import global_rng, key
@@ -82,6 +82,32 @@ def fit(
         except Stopped:
             return Run(assembly, trainer.summary(), trainer.history, trainer.folder, interrupted=True)
         return Run(assembly, trainer.finish(), trainer.history, trainer.folder)
+
+
+@contextmanager
+def unmoved_if_refused(model: nn.Module) -> Generator[None]:
+    """Where an error ends this, the network's tensors are on the device and in the memory format they came in."""
+    parameters = [(p, p.data) for p in model.parameters()]
+    buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+        raise
+
+
+@contextmanager
+def thawed_after(model: nn.Module) -> Generator[None]:
+    """What of the network asked for gradients asks for them again in the end, whatever was frozen meanwhile."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for p in asked:
+            p.requires_grad_()
 
 
 def check_kind(value: object, name: str, kind: type, expected: str) -> None:

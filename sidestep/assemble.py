@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -254,32 +253,6 @@ def computes(model: nn.Module, sample: Tensor) -> bool:
     try:
         with torch.no_grad(), evaluating(model):
             model(sample.clone())  # it may write into its input
-    except Exception:
+    except Exception:  # whatever it is: where the network is cut it comes again, and is said
         return False
     return True
-
-
-@contextmanager
-def unmoved_if_refused(model: nn.Module) -> Generator[None]:
-    """Where an error ends this, the network's tensors are on the device and in the memory format they came in."""
-    parameters = [(p, p.data) for p in model.parameters()]
-    buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
-    try:
-        yield
-    except BaseException:
-        for parameter, data in parameters:
-            parameter.data = data
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer)
-        raise
-
-
-@contextmanager
-def thawed_after(model: nn.Module) -> Generator[None]:
-    """What of the network asked for gradients asks for them again in the end, whatever was frozen meanwhile."""
-    asked = [p for p in model.parameters() if p.requires_grad]
-    try:
-        yield
-    finally:
-        for p in asked:
-            p.requires_grad_()

@@ -203,13 +203,17 @@ def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
 
     Raises DataError for a damaged history, with nothing removed.
     """
-    kept = [row for row in read_history(folder) if row["step"] in range(step + 1)]
+
+    def until_then(row: Mapping[str, Any]) -> bool:
+        return row["step"] in range(step + 1)
+
+    kept = [row for row in read_history(folder) if until_then(row)]
     (folder / SUMMARY).unlink(missing_ok=True)
     for path in (folder / CHECKPOINTS).glob("*-*"):
         kind, _, number = path.name.rpartition("-")
         if kind in ("step", "selected") and number.isdecimal() and int(number) > step:
             shutil.rmtree(path)
-    files.truncate_jsonl(folder / METRICS, lambda row: row in kept)
+    files.truncate_jsonl(folder / METRICS, until_then)
     return kept
 
 
@@ -236,7 +240,7 @@ def restored(assembly: Assembly, folder: Path) -> Run:
     """A finished run from its folder, with the selected parameters put into this network."""
     selected = checkpoint.latest(folder / CHECKPOINTS, prefix="selected")
     if selected is None:
-        raise DataError(f"{folder / 'checkpoints'} holds no selected parameters; run the training again.")
+        raise DataError(f"{folder / CHECKPOINTS} holds no selected parameters; run the training again.")
     with naming_another(selected):
         state, manifest = checkpoint.load(selected)
     warn(checkpoint.check(manifest, fingerprint(assembly), environment(assembly)))

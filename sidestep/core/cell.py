@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # the base of all of them
 
 from sidestep.errors import UsageError
 
@@ -171,13 +172,15 @@ def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
 
 @contextmanager
 def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
-    """Compute as in training, but leave buffers, such as running statistics, alone: a replayed cell must not count
-    twice."""
+    """Compute as in training, but leave buffers, such as running statistics, alone.
+
+    A replayed cell must not count twice.
+    """
     parts = [m for module in modules for m in module.modules() if m.training]
     # A BatchNorm is told to keep none, which saves the work, and tensors that a graph would hold.
-    norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]  # pyright: ignore[reportPrivateUsage]
+    norms = [m for m in parts if isinstance(m, _BatchNorm) and m.track_running_stats]
     others = [b for m in parts if m not in norms for b in m.buffers(recurse=False)]
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in others]  # pyright: ignore[reportPrivateUsage]
+    before = [(buffer, _version(buffer), buffer.clone()) for buffer in others]
     for m in norms:
         m.track_running_stats = False
     try:
@@ -187,5 +190,10 @@ def frozen_statistics(*modules: nn.Module) -> Generator[None, None, None]:
             m.track_running_stats = True
         with torch.no_grad():
             for buffer, version, value in before:
-                if buffer._version != version:  # pyright: ignore[reportPrivateUsage]
+                if _version(buffer) != version:
                     buffer.copy_(value)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it has been written to."""
+    return tensor._version  # pyright: ignore[reportPrivateUsage]  # torch's own errors show it, and no other way tells

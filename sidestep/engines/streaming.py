@@ -197,10 +197,10 @@ class Streaming:
 
     def stepping(self, batch: tuple[Tensor, Tensor]) -> Work[StepMetrics]:
         """`step`, as work."""
-        size = len(batch[0])
-        if size % self.accumulate:
+        self._check(batch)
+        if (size := len(batch[0])) % self.accumulate:
             raise ValueError(f"got {size} samples, expected a multiple of accumulate={self.accumulate}.")
-        self._prepare(batch)
+        self.parts.train_mode()
         self.parts.set_rates(self.steps)
         found = (yield from self._moving(batch)) if self.captured is None else self.captured(batch)
         self.steps += 1
@@ -231,7 +231,8 @@ class Streaming:
         losses: only these blocks' objectives are differentiated, which shows what each of them reaches.  Parameters
         that nothing reaches are left out.
         """
-        self._prepare(batch)
+        self._check(batch)
+        self.parts.train_mode()
         try:
             with frozen_statistics(*(module for _, module in self.parts.named)):
                 whole = Batch(*batch, self.steps, 0, self.progress)
@@ -240,11 +241,10 @@ class Streaming:
         finally:
             self.parts.forget_gradients()
 
-    def _prepare(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Refuse what cannot be learnt from, then have all modules in training mode."""
+    def _check(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Refuse what cannot be learnt from, before anything is touched."""
         check_gradients_enabled()
         self.task.check(*batch)
-        self.parts.train_mode()
 
     @property
     def progress(self) -> float | None:

@@ -214,12 +214,13 @@ class BLL(Method):
             told = law.mean_of(raw)
             return told, *(inner(told, w) for w in weights)
 
-        told, *logits = tiled(lambda: at_mean, [raw], linear if self.centre == "prediction" else [])
+        predicts = self.predicts(cell.task)
+        told, *logits = tiled(lambda: at_mean, [raw], linear if predicts else [])
         passed = latents.features(told)
-        own = self.own(cell, messages, lambda: self.lifted(cell, told, weights, True) if lift else logits[0])
-        if lift and not self.draws and not self.predicts(cell.task) and any(True for _ in lift.buffers()):
+        own = self.own(cell, messages, lambda: self.lifted(cell, told, weights, at_mean=True) if lift else logits[0])
+        if lift and not predicts and not self.draws and any(True for _ in lift.buffers()):
             with torch.no_grad():  # for its running statistics alone
-                self.lifted(cell, told.detach(), weights, True)
+                self.lifted(cell, told.detach(), weights, at_mean=True)
 
         def make() -> Rows:
             random = cell.generator()
@@ -292,10 +293,10 @@ class BLL(Method):
         _, _, lift = parts(cell.block)
         if self.likelihood == "closed":
             return (cell.target(self.label_smoothing) * seen).sum(-1)
-        answer = self.lifted(cell, seen, weights, False) if lift else seen
+        answer = self.lifted(cell, seen, weights, at_mean=False) if lift else seen
         return surprise(cell, answer, self.label_smoothing)
 
-    def lifted(self, cell: Cell, told: Tensor, weights: Tensor | None, at_mean: bool) -> Tensor:
+    def lifted(self, cell: Cell, told: Tensor, weights: Tensor | None, *, at_mean: bool) -> Tensor:
         """What the learned map answers to t(z) or its mean, (..., S, D): logits (..., C), or what a regression wants.
 
         Its running statistics are of what it gets at inference: the mean of alpha, or samples where answers are drawn.

@@ -16,7 +16,7 @@ from sidestep.errors import DataError, UsageError
 from sidestep.files import read_json, read_jsonl, read_text
 from sidestep.folder import COMPARISON, METRICS, SUMMARY, check_finished, read_summary
 
-UNSAID = (*PLACE, "save_every")
+NOT_SHOWN = (*PLACE, "save_every")
 """Keys that say where and how a run was kept, not what it was."""
 
 
@@ -25,7 +25,7 @@ class Record:
     """One run's folder.  What a folder may lack is None or empty."""
 
     name: str
-    toml: str  # the configuration without the keys of UNSAID
+    toml: str  # the configuration without the keys of NOT_SHOWN
     config: dict[str, Any]  # the same, by flat key
     metrics: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -107,8 +107,8 @@ def read(folder: Path) -> Record:
         raise DataError(f"{folder / METRICS} is missing, expected in a run's folder; run the training again.")
     return Record(
         name=folder.resolve().name,
-        toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in UNSAID),
-        config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in UNSAID},
+        toml="\n".join(line for line in text.splitlines() if line.partition("=")[0].strip(' "') not in NOT_SHOWN),
+        config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in NOT_SHOWN},
         metrics=read_jsonl(folder / METRICS),
         summary=read_summary(folder),
         audit=load("audit.json", None),

@@ -672,7 +672,7 @@ def test_a_learned_maps_running_statistics_are_of_what_it_gets_at_inference(cent
     (norm,) = (part for part in lift.modules() if isinstance(part, nn.BatchNorm2d))
     norm.momentum = 1.0  # so that they are the last batch's
     given: list[Tensor] = []
-    norm.register_forward_pre_hook(lambda _, args: given.append(args[0].detach()))  # pyright: ignore[reportUnknownLambdaType]
+    norm.register_forward_pre_hook(lambda _, args: given.append(args[0].detach()))  # pyright: ignore[reportUnknownLambdaType]  # append's None
     x, y = some_batch()
     engine.step((x, y))
     assert norm.num_batches_tracked is not None and norm.num_batches_tracked.item() == 1
