@@ -19,7 +19,8 @@ B batch, C classes, D channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -60,6 +61,9 @@ class BLLReleased(Method):
             raise ValueError(f"got heads={self.heads!r}, expected untrained or trained.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        for name in (*(field.name for field in fields(self) if field.name.endswith("_weight")), "noise"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"got {name}={value}, expected a finite number of at least 0.")
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         task = classes(task, "bll_released")

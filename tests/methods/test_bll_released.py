@@ -104,7 +104,17 @@ def test_the_released_sign_drives_activations_away_from_their_prototypes(sign: A
     assert (alignment() - before) * direction > 0
 
 
-@pytest.mark.parametrize("fields", [{"similarity": "up"}, {"heads": "none"}, {"label_smoothing": 1.0}])
-def test_unknown_words_are_refused(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"similarity": "up"},
+        {"heads": "none"},
+        {"label_smoothing": 1.0},
+        {"feedback_weight": -1.0},
+        {"denoise_weight": float("nan")},
+        {"noise": float("inf")},
+    ],
+)
+def test_fields_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"got {next(iter(fields))}=.*expected"):
         BLLReleased(**fields)
