@@ -147,8 +147,19 @@ def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
         if p.replays is not None:
             stack.enter_context(frozen_statistics(cell.block))
         emit = p.fn(cell, *message)
+    if p.grad and emit.loss is not None and not emit.loss.requires_grad:
+        _check_untrained(p, cell)
     cell.kept.update(emit.keep)
     return emit
+
+
+def _check_untrained(p: Pass, cell: Cell) -> None:
+    """Refuse an objective that would teach a block nothing; of a block that is frozen it need not."""
+    if any(parameter.requires_grad for parameter in cell.block.parameters()):
+        raise UsageError(
+            f"got an objective of block {cell.block.index} (pass {p.name}) that no parameter has a gradient of, "
+            "expected one to differentiate; look for a detach() or no_grad() on its way, or freeze the block."
+        )
 
 
 def finish_cell(emit: Emit, scale: float = 1.0) -> Message:

@@ -5,7 +5,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -401,6 +401,25 @@ def test_of_what_a_block_emits_only_the_message_outlives_its_cell() -> None:
     method = Watching()
     engine_for(method).step(some_batch())
     assert method.alive == [0, 0, 0]
+
+
+class Cut(LocalCE):
+    def learn(self, cell: Cell, x: Tensor) -> Emit:
+        emit = super().learn(cell, x)
+        assert emit.loss is not None
+        return replace(emit, loss=emit.loss.detach()) if cell.block.index == 1 else emit
+
+
+def test_an_objective_without_a_gradient_is_refused_unless_its_block_is_frozen() -> None:
+    with pytest.raises(UsageError, match=r"objective of block 1 \(pass learn\) that no parameter has a gradient of"):
+        engine_for(Cut(), still_net()).step(some_batch())
+    engine = engine_for(Cut(), still_net(), freeze=(1,))
+    before = [[p.clone() for p in block.parameters()] for block in engine.chain.blocks]
+    engine.step(some_batch())
+    assert [
+        any(not torch.equal(p, old) for p, old in zip(block.parameters(), its, strict=True))
+        for block, its in zip(engine.chain.blocks, before, strict=True)
+    ] == [True, False, True]
 
 
 # ---- what a pass is told of the run, and sweeps at inference
