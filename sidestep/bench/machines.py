@@ -38,7 +38,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     """
     if most < RANKS[0]:
         raise UsageError(f"got --machines {most}, expected {RANKS[0]} or more.")
-    assembly = benched(config)
+    assembly = benched(config, "clip")
     blocks, batch = len(assembly.chain.blocks), assembly.config.batch_size
     if blocks < 3:
         raise UsageError(f"got {blocks} blocks, expected 3 or more: one in the middle stands for all; give --blocks 8.")

@@ -46,14 +46,14 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
     Placement(count).blocks(config.blocks)
     found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
     if train:
-        assembly = benched(config)
+        assembly = benched(config, "clip")
         found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
     return found | {"text": ranks_table(found)}
 
 
 def measured(config: str, rounds: str) -> dict[str, Any]:
     """In every process.  What is wrong with the configuration all of them find, before they meet."""
-    assembly = benched(from_toml(config))
+    assembly = benched(from_toml(config), "clip")
     with joined() as ranks:
         return compared(assembly, ranks, int(rounds))
 

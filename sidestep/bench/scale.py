@@ -41,7 +41,7 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy, with
     micro-batches of the same size.
     """
-    assembly = benched(config)
+    assembly = benched(config, "clip")
     with threads(config.threads or threads_each(count)):
         expected = predictions(assembly, count, links.measured())
     found = ranks.run(config, count, rounds=rounds)

@@ -71,8 +71,17 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     return found
 
 
-def benched(config: TrainConfig) -> Assembly:
-    """What is to be measured.  Raises UsageError where plain training beside it has no loss for the task."""
+def benched(config: TrainConfig, *without: str) -> Assembly:
+    """What is to be measured.
+
+    Raises UsageError where what runs beside it has no loss for the task, or does not do what a setting asks for:
+    accumulate, ema, and those named in `without`.
+    """
+    for key in ("accumulate", "ema", *without):
+        value, unused = getattr(config, key), 1 if key == "accumulate" else None
+        if value != unused:
+            least = unused or "none"
+            raise UsageError(f"got {key}={value}, expected {least}, as what is timed beside it; give --{key} {least}.")
     assembly = assemble(config)
     if assembly.task.per_token or not isinstance(assembly.task, Classification):
         what = "labels of tokens" if assembly.task.per_token else "numbers"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ import torch
 from torch import nn
 
 from sidestep.assemble import Assembly, assemble
-from sidestep.bench import memory, step
-from sidestep.config import resolve
+from sidestep.bench import machines, memory, ranks, scale, step
+from sidestep.config import TrainConfig, resolve, to_toml
 from sidestep.errors import UsageError
 from sidestep.measure.cost import like
 from sidestep.measure.memory import MB
@@ -75,6 +77,28 @@ def test_tasks_that_the_rivals_have_no_loss_for_are_refused(flags: dict[str, obj
     for bench in (step, memory):
         with pytest.raises(UsageError, match=f"got {what} to learn, expected one class an input"):
             bench.run(resolve("local_ce", flags))
+
+
+@pytest.mark.parametrize(
+    ("bench", "flags", "advice"),
+    [
+        (step.run, {"accumulate": 2}, "got accumulate=2, expected 1, as what is timed beside it; give --accumulate 1."),
+        (memory.run, {"ema": 0.9}, "got ema=0.9, expected none, as what is timed beside it; give --ema none."),
+        (partial(scale.run, count=2), {"clip": 1.0}, "got clip=1.0, expected none, as what .* give --clip none."),
+        (partial(machines.run, most=8), {"clip": 1.0}, "got clip=1.0, expected none, as what .* give --clip none."),
+        (
+            lambda config: ranks.measured(to_toml(config), "1"),
+            {"clip": 1.0},
+            "got clip=1.0, expected none, as what .* --clip none.",
+        ),
+    ],
+)
+def test_what_a_rival_does_not_do_is_refused(
+    bench: Callable[[TrainConfig], object], flags: dict[str, object], advice: str
+) -> None:
+    config = resolve("local_ce", {"data": "digits"} | flags)
+    with pytest.raises(UsageError, match=advice):
+        bench(config)
 
 
 def test_baselines_of_a_stack_are_not_stacked_and_of_frozen_modules_not_frozen() -> None:
