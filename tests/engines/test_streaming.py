@@ -404,8 +404,8 @@ def test_of_what_a_block_emits_only_the_message_outlives_its_cell() -> None:
 
 
 class Cut(LocalCE):
-    def learn(self, cell: Cell, x: Tensor) -> Emit:
-        emit = super().learn(cell, x)
+    def learn(self, cell: Cell, h: Tensor) -> Emit:
+        emit = super().learn(cell, h)
         assert emit.loss is not None
         return replace(emit, loss=emit.loss.detach()) if cell.block.index == 1 else emit
 
