@@ -147,8 +147,8 @@ def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
         if p.replays is not None:
             stack.enter_context(frozen_statistics(cell.block))
         emit = p.fn(cell, *message)
-    if p.grad and emit.loss is not None and not emit.loss.requires_grad:
-        _check_untrained(p, cell)
+        if emit.loss is not None and not emit.loss.requires_grad and torch.is_grad_enabled():
+            _check_untrained(p, cell)
     cell.kept.update(emit.keep)
     return emit
 
