@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from math import inf
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
@@ -236,12 +237,16 @@ def from_toml(text: str, where: str = "config.toml") -> TrainConfig:
     return _assemble(values, _below("model", values), _below(values["method"], values))
 
 
+_hints = cache(get_type_hints)
+"""Of a class: asked for with every key, and slow."""
+
+
 def kinds(owner: str, model: str = "") -> dict[str, Any]:
     """Names below an owner with their types: a method's fields, `model`'s options for "model", plain keys for ""."""
     if owner == "model":
         return {name: type(default) for name, default in models.options(model).items()}
     cls: Any = method_class(owner) if owner else TrainConfig
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return {f.name: hints[f.name] for f in fields(cls) if owner or f.name in OPTIONS}
 
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -153,12 +154,19 @@ def parse(name: str, command: Command, rest: list[str]) -> Args | None:
     return args
 
 
+@cache
+def comments(cls: type) -> dict[str, str]:
+    """What stands behind each field in a class's source."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        found |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
+    return found
+
+
 def add_own_fields(parser: Parser, method: str) -> None:
     """The method's hyperparameters as flags; what stands behind a field in its source is its help."""
     cls: Any = method_class(method)
-    notes: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        notes |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
+    notes = comments(cls)
     about = f"{inspect.getdoc(cls)}  ({cls.reference})"
     group = parser.add_argument_group(f"{method}'s own fields", "\n".join(textwrap.wrap(about, WIDTH - 4)))
     types = kinds(method)
