@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -149,25 +150,27 @@ def study(args: Args) -> Result:
     from sidestep.studies.runner import run
 
     ends = time.monotonic() + 60 * args.minutes if args.minutes else math.inf
-    found: list[Result] = []
-    for name in args.words:
+    found: dict[str, Result] = {}
+    # What other workers are at is waited for once there is nothing else to do.
+    for wait, name in product((False, True), args.words):
         left = (ends - time.monotonic()) / 60
-        found.append(
-            run(
-                name,
-                execute,
-                results=args.results,
-                runs=args.runs,
-                machine="gpu" if args.gpu else "cpu",
-                seeds=args.seeds,
-                minutes=left if args.minutes else None,
-                smoke=args.smoke,
-                page_only=args.page or left <= 0,
-                only=args.only,
-            )
+        if wait and (args.page or left <= 0 or not found[name]["left"]):
+            continue
+        found[name] = run(
+            name,
+            execute,
+            results=args.results,
+            runs=args.runs,
+            machine="gpu" if args.gpu else "cpu",
+            seeds=args.seeds,
+            minutes=left if args.minutes else None,
+            smoke=args.smoke,
+            page_only=args.page or left <= 0,
+            only=args.only,
+            wait=wait,
         )
-    text = "\n".join(result.pop("text") for result in found)
-    return {"studies": found, "left": sum(result["left"] for result in found), "text": text}
+    text = "\n".join(result.pop("text") for result in found.values())
+    return {"studies": [*found.values()], "left": sum(result["left"] for result in found.values()), "text": text}
 
 
 def evaluate(args: Args) -> Result:

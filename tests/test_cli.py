@@ -295,13 +295,15 @@ def test_describe_and_audit_get_one_configuration(monkeypatch: pytest.MonkeyPatc
     assert audited == [((resolve("local_ce", {"device": "cpu", "local_ce.head": "linear"}),), {})]
 
 
-def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_get_their_names_and_share_the_minutes_and_what_others_are_at_is_waited_for_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
         calls.append((args, kwargs))
         monkeypatch.setattr(commands.time, "monotonic", lambda: 200.0)  # the first took 100 seconds
-        return {"text": "a page", "left": 2}
+        return {"text": "a page", "left": 2 if len(calls) == 1 else 0}  # others are at two pieces of the first study
 
     install(monkeypatch, "sidestep.studies.runner", run)
     monkeypatch.setattr(commands.time, "monotonic", lambda: 100.0)
@@ -309,10 +311,12 @@ def test_studies_get_their_names_and_where_their_rows_go_and_share_the_minutes(m
     assert cli.main(["study", "reproduction", "alpha", *words]) == 0
     where = {"results": Path("r"), "runs": Path("runs/studies"), "machine": "gpu", "seeds": None, "smoke": False}
     where |= {"only": "train sid"}
-    assert [args for args, _ in calls] == [("reproduction", commands.execute), ("alpha", commands.execute)]
+    assert [name for (name, _), _ in calls] == ["reproduction", "alpha", "reproduction"]
+    assert all(execute is commands.execute for (_, execute), _ in calls)
     assert [found for _, found in calls] == [
-        where | {"minutes": 9.0, "page_only": False},
-        where | {"minutes": 9.0 - 100 / 60, "page_only": False},
+        where | {"minutes": 9.0, "page_only": False, "wait": False},
+        where | {"minutes": 9.0 - 100 / 60, "page_only": False, "wait": False},
+        where | {"minutes": 9.0 - 100 / 60, "page_only": False, "wait": True},
     ]
 
 

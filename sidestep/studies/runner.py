@@ -51,11 +51,13 @@ def run(
     smoke: bool = False,
     page_only: bool = False,
     only: str = "",
+    wait: bool = True,
 ) -> dict[str, object]:
     """What `sidestep study NAME` does.
 
     seeds: at most so many.  only: the pieces whose command has these words in a row.  minutes: end then, with what runs
     saved, to go on another time.  smoke: every piece on digits, for one epoch.  page_only: run nothing.
+    wait: until other workers have ended what they are at, to take up what they drop.
     """
     study = study_named(name)
     file = results / f"{name}.jsonl"
@@ -91,7 +93,9 @@ def run(
             # What follows from a row just left, the choice of a candidate, is among what is missing next.
             while todo := missing():
                 if not any(take(piece) for piece in todo):
-                    time.sleep(WAIT)  # for the other workers: what one of them drops is taken up here
+                    if not wait:
+                        break
+                    time.sleep(WAIT)
     rows, left = read_jsonl(file), len(missing())
     page = results / f"{name}.html"
     if rows:

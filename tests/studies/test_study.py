@@ -201,6 +201,7 @@ def test_a_second_worker_leaves_what_the_first_is_at_and_takes_up_what_it_drops(
         worker.close()
 
     monkeypatch.setattr(runner.time, "sleep", drop)
+    assert run(tmp_path, fake, wait=False)["left"] == 1
     assert run(tmp_path, fake)["left"] == 0
     first = small.pieces()[0].command
     assert [row["command"] for row in rows_of(tmp_path)] == [*(p.command for p in small.pieces()[1:]), first]
