@@ -80,8 +80,8 @@ def benched(config: TrainConfig, *without: str) -> Assembly:
     for key in ("accumulate", "ema", *without):
         value, unused = getattr(config, key), 1 if key == "accumulate" else None
         if value != unused:
-            least = unused or "none"
-            raise UsageError(f"got {key}={value}, expected {least}, as what is timed beside it; give --{key} {least}.")
+            given = unused or "none"
+            raise UsageError(f"got {key}={value}, expected {given}, as what is timed beside it; give --{key} {given}.")
     assembly = assemble(config)
     if assembly.task.per_token or not isinstance(assembly.task, Classification):
         what = "labels of tokens" if assembly.task.per_token else "numbers"

@@ -148,12 +148,12 @@ def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
             stack.enter_context(frozen_statistics(cell.block))
         emit = p.fn(cell, *message)
         if emit.loss is not None and not emit.loss.requires_grad and torch.is_grad_enabled():
-            _check_untrained(p, cell)
+            _check_teaches(p, cell)
     cell.kept.update(emit.keep)
     return emit
 
 
-def _check_untrained(p: Pass, cell: Cell) -> None:
+def _check_teaches(p: Pass, cell: Cell) -> None:
     """Refuse an objective that would teach a block nothing; of a block that is frozen it need not."""
     if any(parameter.requires_grad for parameter in cell.block.parameters()):
         raise UsageError(
