@@ -113,7 +113,7 @@ def test_make_gpu_evidence_runs_known_studies_with_the_python_and_minutes_it_is_
 
 
 class Clock:
-    """Stands for the runner and for time: a study takes four minutes, or what it is given."""
+    """Stands for the runner and for time: a study takes four minutes, or what it is given, and is not over then."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -123,7 +123,8 @@ class Clock:
         self.asked.append((name, how["minutes"], how["page_only"]))
         if not how["page_only"]:
             self.now += 60 * min(4.0, how["minutes"] or 4.0)
-        return {"study": name, "rows": 1, "left": 2, "page": None, "text": f"{name}: 1 row"}
+        left = 0 if how["minutes"] is None else 2
+        return {"study": name, "rows": 1, "left": left, "page": None, "text": f"{name}: 1 row"}
 
 
 def studied(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> Clock:
