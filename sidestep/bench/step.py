@@ -33,6 +33,8 @@ from sidestep.schedules import schedule
 SEGMENTS = (1, 2, 4, 8)
 UNTIMED = WARM_UP + 1
 """Rounds before those that are timed: a CUDA graph is recorded in the last of them."""
+PLAIN = {"accumulate": 1, "ema": None, "clip": None}
+"""What training is that does none of it."""
 Step = Callable[[tuple[Tensor, Tensor]], object]
 
 
@@ -78,9 +80,9 @@ def benched(config: TrainConfig, *without: str) -> Assembly:
     accumulate, ema, and those named in `without`.
     """
     for key in ("accumulate", "ema", *without):
-        value, unused = getattr(config, key), 1 if key == "accumulate" else None
-        if value != unused:
-            given = unused or "none"
+        value, plain = getattr(config, key), PLAIN[key]
+        if value != plain:
+            given = "none" if plain is None else plain
             raise UsageError(f"got {key}={value}, expected {given}, as what is timed beside it; give --{key} {given}.")
     assembly = assemble(config)
     if assembly.task.per_token or not isinstance(assembly.task, Classification):

@@ -61,7 +61,7 @@ class BLLReleased(Method):
             raise ValueError(f"got heads={self.heads!r}, expected untrained or trained.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
-        for name in (*(field.name for field in fields(self) if field.name.endswith("_weight")), "noise"):
+        for name in (own.name for own in fields(self) if isinstance(own.default, float)):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"got {name}={value}, expected a finite number of at least 0.")
 
