@@ -306,7 +306,12 @@ def test_attention_is_softmax_of_scaled_products_per_head() -> None:
     for h in (slice(0, 3), slice(3, 6)):
         scores = q[..., h] @ k[..., h].transpose(1, 2) / 3**0.5
         heads.append(scores.softmax(2) @ v[..., h])
-    torch.testing.assert_close(attention(x), attention.project(torch.cat(heads, 2)))  # the kernel is fused
+    expected = attention.project(torch.cat(heads, 2))
+    torch.testing.assert_close(attention(x), expected)  # the kernel is fused
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)  # five roundings to 8 bits, numbers below 1
 
 
 def test_drop_path_drops_whole_samples_in_training_only_and_rises_with_depth() -> None:
