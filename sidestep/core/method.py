@@ -68,3 +68,16 @@ class Method(ABC):
     def export(self, chain: Chain) -> nn.Module:
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
         return nn.Sequential(*(block.net for block in chain.blocks))
+
+    def check_read(self, read_with: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        """Raises ValueError for a field that was set and is not read: comparing its values would compare nothing.
+
+        read_with: of fields that some values of another field read, name -> that other's name, and those values.
+        """
+        for name, (other, values) in read_with.items():
+            own, chosen = getattr(self, name), getattr(self, other)
+            if chosen not in values and own != self.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"got {name}={own} with {other}={chosen!r}, which does not read it; leave it out, or use "
+                    f"{other}={' or '.join(values)}."
+                )

@@ -107,6 +107,13 @@ class BLL(Method):
             _one_of(name, value, get_args(known))
         _one_of("read_out", self.read_out, ("linear", "lifted"))
         _one_of("predict", self.predict, ("twin", "classifier"))
+        self.check_read(
+            {
+                "states": ("family", ("categorical",)),
+                "least_precision": ("family", ("gaussian", "laplace")),
+                "twin_width": ("twin", ("mlp",)),
+            }
+        )
         self.law()
         check_hidden(self.head_width, self.head_depth)
         if self.twin_width < 1:
@@ -132,7 +139,7 @@ class BLL(Method):
             )
 
     def check_fit(self, task: Task) -> None:
-        """Refuse fields that are of classes only, where targets are numbers."""
+        """Refuse fields that are of other targets only."""
         if isinstance(task, Regression):
             for name, value, only in (
                 ("likelihood", self.likelihood, "closed"),
@@ -141,6 +148,9 @@ class BLL(Method):
             ):
                 if value == only:
                     raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
+        else:
+            lifted = ("read_out", ("lifted",))
+            self.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
 
     def law(self) -> Family:
         least = {"least_precision": self.least_precision}

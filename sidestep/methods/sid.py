@@ -62,9 +62,7 @@ class SID(Method):
 
     alpha: PerBlock = 0.5  # weight of the labels, for all blocks; or one per block: 1,0.5,0.25 or linear:1:0.1
     form: Literal["trunk", "shared"] = "trunk"  # cut the network; or modules around one extractor, as published
-    belief: Use = (
-        "features"  # what a block makes of the belief before it: an input, a sum of logs, none (parallel heads)
-    )
+    belief: Use = "features"  # what becomes of the belief before: an input, a sum of logs, none (parallel heads)
     direction: Direction = "code"  # of both divergences, the released code's or the paper's
     label_smoothing: float = 0.0  # s, of the target t
     head: HeadKind = "auto"  # trunk: the last block has a head like the others; the model's classifier is left out
@@ -78,6 +76,10 @@ class SID(Method):
         check_hidden(self.head_width, self.head_depth)
         if self.form not in ("trunk", "shared"):
             raise ValueError(f"got form={self.form!r}, expected trunk or shared.")
+        trunk, shared = ("form", ("trunk",)), ("form", ("shared",))
+        self.check_read(
+            {"head": trunk, "head_width": trunk, "head_depth": trunk, "hidden": shared, "module_norm": shared}
+        )
         if self.belief not in get_args(Use):
             raise ValueError(f"got belief={self.belief!r}, expected one of {', '.join(get_args(Use))}.")
         if self.direction not in get_args(Direction):

@@ -783,6 +783,9 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
         ({"detach": "both", "read_out": "lifted"}, "got detach='both' with .* teach the messages; use detach='kl'"),
         ({"family": "categorical", "states": 1}, "got states=1, expected at least 2"),
         ({"family": "gaussian", "least_precision": 0.0}, "got least_precision=0.0, expected a finite number above 0"),
+        ({"least_precision": 9.0}, "got least_precision=9.0 with family='bernoulli', .*=gaussian or laplace"),
+        ({"states": 8}, "got states=8 with family='bernoulli', .* out, or use family=categorical"),
+        ({"twin": "mirror", "twin_width": 16}, "got twin_width=16 with twin='mirror', .* or use twin=mlp"),
     ],
 )
 def test_fields_out_of_range_are_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
@@ -795,6 +798,7 @@ def test_fields_out_of_range_are_refused_in_one_line(fields: dict[str, Any], mes
     ("fields", "message"),
     [
         ({"family": "categorical", "states": 3}, "got a block with 8 channels for latents of 3 states, expected a mul"),
+        ({"head_width": 64}, "got head_width=64 with read_out='linear', .* use read_out=lifted"),
         ({"read_out": "lifted", "head": "linear"}, "got head='linear' for a lifted read-out, expected conv or mlp"),
     ],
 )
