@@ -19,17 +19,20 @@ Rows = Callable[..., tuple[Tensor, ...]]
 NUMBERS = {"cpu": 2**17, "cuda": 2**22}
 """Of a tile's largest input: half a mebibyte, which a core's cache holds; on a GPU enough to keep it busy."""
 
+FEW = 4
+"""So many tiles are computed at once: they hold little, and computing them twice took 0.3 of a step of small blocks."""
+
 
 def tiled(make: Callable[[], Rows], rows: Sequence[Tensor], shared: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
     """fn(*rows, *shared) with fn = make(), by tiles of samples; what it keeps for its gradient it computes again.
 
     rows: (B, ...), of which a tile takes some; what fn does to a sample must not depend on the others.  make is called
     anew for the gradient, so that random numbers drawn in the order of tiles are the same.  fn must reach nothing that
-    requires a gradient but by its arguments.  Where one tile holds all, fn is simply called.
+    requires a gradient but by its arguments.  Where `FEW` tiles hold all, fn is simply called.
     """
     largest = max(row.numel() for row in rows)
     tiles = math.ceil(largest / NUMBERS.get(rows[0].device.type, NUMBERS["cuda"]))
-    if tiles == 1:
+    if tiles <= FEW:
         return make()(*rows, *shared)
     size = math.ceil(len(rows[0]) / tiles)
     return _Tiled.apply(make, len(rows), size, *rows, *shared)  # pyright: ignore[reportReturnType]  # torch types it as Any

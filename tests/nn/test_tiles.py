@@ -17,8 +17,9 @@ B, D = 10, 6
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four samples a tile, two in the last."""
+    """Four samples a tile, two in the last; and these are not few."""
     monkeypatch.setitem(tiles.NUMBERS, "cpu", 4 * D)
+    monkeypatch.setattr(tiles, "FEW", 2)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -92,8 +93,8 @@ def test_the_second_time_runs_in_the_precision_of_the_first() -> None:
     assert seen == [torch.bfloat16] * 6
 
 
-def test_what_fits_in_one_tile_is_simply_called() -> None:
+def test_what_fits_in_few_tiles_is_simply_called() -> None:
     x, y, w = inputs()
-    found = tiled(noisy, [x[:4], y[:4]], [w])
+    found = tiled(noisy, [x[:8], y[:8]], [w])
     assert found[0].grad_fn is not None and found[0].grad_fn.name() != "_TiledBackward"
     assert tiled(noisy, [x, y], [w])[0].grad_fn.name() == "_TiledBackward"  # pyright: ignore[reportOptionalMemberAccess]  # it has one
