@@ -139,7 +139,7 @@ class BLL(Method):
             )
 
     def check_fit(self, task: Task) -> None:
-        """Refuse fields that are of other targets only."""
+        """Refuse fields that these targets do not read."""
         if isinstance(task, Regression):
             for name, value, only in (
                 ("likelihood", self.likelihood, "closed"),
