@@ -54,7 +54,7 @@ class Attention(nn.Module):
         return self.drop(self.project(found.transpose(1, 2).flatten(2)))
 
 
-def kernel(q: Tensor) -> AbstractContextManager[None]:
+def kernel(q: Tensor) -> AbstractContextManager[object]:
     """torch's choice, but of bf16 on a CPU plain products: its fused kernel takes two to six times as long there."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
