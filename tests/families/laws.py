@@ -39,6 +39,11 @@ class Grid:
         return ((log_p + self.log_weight).exp()[:, None] * values).sum(0)
 
 
+def named(name: str) -> dict[str, Any]:
+    """BLL's fields for latents of this family."""
+    return {"family": name} | ({"states": STATES} if name == "categorical" else {})
+
+
 def grid(family: Family) -> Grid:
     match family:
         case Bernoulli():
