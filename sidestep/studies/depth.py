@@ -166,7 +166,8 @@ BLOCKS = {"blocks": {str(n): f"--blocks {n}" for n in (2, 4, 8, 16)}}
 EXTRACTOR = "--data mnist --model simplecnn"
 CHAIN = "--data mnist --model belief_cascade --blocks 1"
 UNITS = "--data mnist --model resmlp --set model.depth=16 --set model.width=256"
-TRUNK = {SID: "train sid --form trunk", LOCAL: "train local_ce"}
+TRUNK = {SID: "sid --form trunk", LOCAL: "local_ce"}
+TRAINED = {arm: f"train {words}" for arm, words in TRUNK.items()}
 SMALL = "--set model.width=16"
 ON: Mapping[Machine, int] = {"cpu": 1}
 CHEAP: Mapping[Machine, int] = {"cpu": 3}
@@ -178,10 +179,10 @@ STUDY = Study(
         Grid({SID: "train sid --form shared"}, f"{EXTRACTOR} --epochs 3", AS_BLOCKS, ON),
         Grid({CASCADE: "train backprop"}, f"{CHAIN} --epochs 3", AS_OPTION, ON),
         Grid({BACKPROP: "train backprop --blocks 1"}, f"{UNITS} --epochs 5", seeds=CHEAP, smoke=SMALL),
-        Grid(TRUNK, f"{UNITS} --epochs 5", BLOCKS, CHEAP, smoke=SMALL),
+        Grid(TRAINED, f"{UNITS} --epochs 5", BLOCKS, CHEAP, smoke=SMALL),
         *benches.grids({SID: "sid --form shared"}, EXTRACTOR, AS_BLOCKS, ON),
         *benches.grids({CASCADE: "backprop"}, CHAIN, AS_OPTION, ON),
-        *benches.grids({SID: "sid --form trunk", LOCAL: "local_ce"}, UNITS, BLOCKS, ON, SMALL),
+        *benches.grids(TRUNK, UNITS, BLOCKS, ON, SMALL),
     ],
     page,
 )

@@ -39,7 +39,7 @@ class Grid:
         return ((log_p + self.log_weight).exp()[:, None] * values).sum(0)
 
 
-def named(name: str) -> dict[str, Any]:
+def latent_fields(name: str) -> dict[str, Any]:
     """BLL's fields for latents of this family."""
     return {"family": name} | ({"states": STATES} if name == "categorical" else {})
 

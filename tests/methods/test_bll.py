@@ -34,7 +34,7 @@ from sidestep.nn.latents import Latents, by_position
 from sidestep.nn.twins import Twin, twins
 from tests import naive
 from tests.conftest import CLASSES, engine_for, sgd, small_net, some_batch
-from tests.families.laws import STATES, channels, grid, named, statistics, told
+from tests.families.laws import STATES, channels, grid, latent_fields, statistics, told
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_in_closed_form_and_in_expectation_the_objective_bounds_the_read_outs_li
     """
     g = torch.Generator().manual_seed(0)
     discrete = name in ("bernoulli", "categorical")
-    method = BLL(**named(name), likelihood="closed")
+    method = BLL(**latent_fields(name), likelihood="closed")
     law, slack = method.law(), 1e-9 if discrete else 1e-4
     tightest = math.inf
     for i in range(1000 // SAMPLES):
@@ -403,7 +403,7 @@ def test_to_first_order_in_m_a_centred_message_teaches_what_the_local_cross_entr
 
     So halving m quarters the remainder.  Float64, at m = 1e-3.
     """
-    method = BLL(**named(name))
+    method = BLL(**latent_fields(name))
     law, g = method.law(), torch.Generator().manual_seed(0)
     width = law.width(2)
     a = law.to_natural(torch.randn(8, width, generator=g, dtype=torch.double)).requires_grad_()

@@ -25,7 +25,7 @@ from sidestep.methods.bll_theory import bound_and_gap, weight_angle
 from sidestep.methods.latent_block import parts
 from sidestep.methods.local_ce import LocalCE
 from tests.conftest import CLASSES, sgd
-from tests.families.laws import named
+from tests.families.laws import latent_fields
 
 
 def flat_engine(method: BLL) -> tuple[Streaming, Tensor]:
@@ -157,7 +157,7 @@ def test_a_bound_at_the_posterior_has_no_gap() -> None:
 @pytest.mark.parametrize("family", ["bernoulli", "gaussian", "categorical", "laplace"])
 def test_at_m_of_0_the_bound_is_the_expected_price_under_alpha(family: Any) -> None:
     """KL is 0, whatever the messages; and a block's own diagnostics are of its own read-out and latents."""
-    method = BLL(**named(family), m=0.0)
+    method = BLL(**latent_fields(family), m=0.0)
     engine, x = flat_engine(method)
     found = diagnosed(engine, x)
     for k, block in enumerate(engine.chain.blocks):
