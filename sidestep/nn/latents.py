@@ -46,8 +46,8 @@ class Latents(nn.Module):
     """Makes a block's output (B, *shape) the natural parameters of its latents, and what is passed on of those.
 
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
-    (1 x 1 on feature maps), as for one that ends in a sum; where a family has more parameters than the block has
-    features there is one in any case.
+    (1 x 1 on feature maps), as for one that ends in a sum.  Where a mean is linear in a network's output, the features
+    are the mean, and the map is of what else there is.
     per_token: a law for every token of (T, D).
     """
 
@@ -67,10 +67,10 @@ class Latents(nn.Module):
         self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
         if mapped or self.width != self.channels:
-            spatial = len(shape) == 3
-            made = nn.Conv2d(self.channels, self.width, 1) if spatial else nn.Linear(self.channels, self.width)
+            width = self.width - self.channels if family.linear else self.width
+            made = nn.Conv2d(self.channels, width, 1) if len(shape) == 3 else nn.Linear(self.channels, width)
             # The network starts out as it is without latents; what a family has besides starts alike everywhere.
-            nn.init.eye_(made.weight.data.flatten(1))
+            (nn.init.zeros_ if family.linear else nn.init.eye_)(made.weight.data.flatten(1))
             assert made.bias is not None
             nn.init.zeros_(made.bias)
             self.map = made
@@ -78,6 +78,8 @@ class Latents(nn.Module):
     def raw(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as what `Family.to_natural` takes, (..., S, N)."""
         mapped = self.map(h)
+        if self.family.linear:
+            mapped = torch.cat([h, mapped], -1 if self.tokens else 1)
         return mapped[..., None, :] if self.per_token else by_position(mapped)
 
     def forward(self, h: Tensor) -> Tensor:

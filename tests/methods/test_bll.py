@@ -30,7 +30,7 @@ from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
 from sidestep.nn import tiles
 from sidestep.nn.heads import Pool
-from sidestep.nn.latents import Latents, by_position
+from sidestep.nn.latents import Latents
 from sidestep.nn.twins import Twin, twins
 from tests import naive
 from tests.conftest import CLASSES, engine_for, sgd, small_net, some_batch
@@ -552,10 +552,8 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     raw: list[Tensor] = []
     got: list[Tensor] = []
     said: list[Tensor] = []
-    latents.map.register_forward_hook(
-        lambda _, __, out: raw.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
-            latents.family.to_natural(by_position(out.detach()))  # pyright: ignore[reportUnknownArgumentType]  # as above
-        )
+    first.net.register_forward_hook(
+        lambda _, __, h: raw.append(latents(h.detach()).detach())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]  # torch types it as Any
     )
     second.net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].clone()))
     twin.register_forward_hook(
@@ -625,10 +623,8 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
     raw: list[Tensor] = []
-    latents.map.register_forward_hook(
-        lambda _, __, out: raw.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
-            latents.family.to_natural(by_position(out.detach()))  # pyright: ignore[reportUnknownArgumentType]  # as above
-        )
+    block.net.register_forward_hook(
+        lambda _, __, h: raw.append(latents(h.detach()).detach())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]  # torch types it as Any
     )
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]

@@ -126,23 +126,34 @@ def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
 def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    """The map makes the means h - 3 and the precisions softplus(log(e^2 - 1)) = 2, and the least, of every unit."""
+    """The means are the features, and the map makes the precisions softplus(log(e^2 - 1)) = 2, and the least."""
     latents = of(Gaussian(), *shape)
     assert latents.width == 4
-    raw = (torch.tensor(2.0).exp() - 1).log()
-    assert isinstance(latents.map, nn.Linear | nn.Conv2d)
+    assert isinstance(latents.map, nn.Linear | nn.Conv2d) and latents.map.bias is not None
     with torch.no_grad():
-        latents.map.weight.copy_(torch.cat([torch.eye(2), torch.zeros(2, 2)]).view_as(latents.map.weight))
-        assert latents.map.bias is not None
-        latents.map.bias.copy_(torch.tensor([-3.0, -3.0, raw, raw]))
-    h, mu = torch.tensor([features]), torch.tensor(rows) - 3
+        latents.map.bias.fill_((torch.tensor(2.0).exp() - 1).log())
+    h, mu = torch.tensor([features]), torch.tensor(rows)
     precision = 2 + LEAST
     torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
-    torch.testing.assert_close(Passed(latents)(h), h - 3)
+    assert torch.equal(Passed(latents)(h), h)
 
 
 @every_layout
-def test_a_map_starts_out_as_the_identity_and_what_a_family_has_besides_alike_everywhere(
+def test_a_gaussians_precision_is_linear_in_the_features(
+    shape: tuple[int, ...], features: list[object], rows: list[list[float]]
+) -> None:
+    """With weights that swap the two channels, the precision of each is softplus of the other."""
+    latents = of(Gaussian(), *shape)
+    assert isinstance(latents.map, nn.Linear | nn.Conv2d)
+    with torch.no_grad():
+        latents.map.weight.copy_(torch.eye(2).flip(0).view_as(latents.map.weight))
+    mu = torch.tensor(rows)
+    precision = (1 + mu.flip(1).exp()).log() + LEAST
+    torch.testing.assert_close(latents(torch.tensor([features]))[0], torch.cat([precision * mu, precision], 1))
+
+
+@every_layout
+def test_a_gaussian_starts_out_as_sure_everywhere(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
     latents = of(Gaussian(), *shape)
