@@ -25,10 +25,6 @@ from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-LEAST = 1.0
-"""The least precision that a network can say, unless another is asked for.  A message b moves a Gaussian by
-b / precision, and a Laplace's scale is 1 / precision: without a bound the first wide latent throws training off."""
-
 
 class Family(ABC):
     """A law of D independent units.  Final subclasses are frozen dataclasses."""

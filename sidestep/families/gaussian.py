@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from .family import LEAST, LOG_2PI, Family, at_least_float32, check_least_precision, check_precision, to_precision
+from .family import LOG_2PI, Family, at_least_float32, check_least_precision, check_precision, to_precision
 
 
 @final
@@ -22,7 +22,7 @@ class Gaussian(Family):
     """Real units with a mean and a precision; natural parameters are (..., 2 D), z is (..., D)."""
 
     linear = True
-    least_precision: float = LEAST  # precision that `to_natural` gives
+    least_precision: float = 100.0  # of `to_natural`: a message b moves by b / precision, and noise costs accuracy
 
     def __post_init__(self) -> None:
         check_least_precision(self.least_precision)

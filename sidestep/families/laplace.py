@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from sidestep.errors import UsageError
 
-from .family import LEAST, Family, at_least_float32, check_least_precision, check_precision, to_precision, uniform_like
+from .family import Family, at_least_float32, check_least_precision, check_precision, to_precision, uniform_like
 
 
 @final
@@ -30,7 +30,7 @@ class Laplace(Family):
     """
 
     location: float = 0.0
-    least_precision: float = LEAST  # 1 / scale that `to_natural` gives
+    least_precision: float = 1.0  # 1 / scale that `to_natural` gives: one wide latent throws training off
 
     def __post_init__(self) -> None:
         check_least_precision(self.least_precision)

@@ -52,7 +52,7 @@ from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
-from sidestep.families.family import LEAST, Family, cross_entropy_bound, inner
+from sidestep.families.family import Family, cross_entropy_bound, inner
 from sidestep.nn.heads import HeadKind, check_hidden
 from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
@@ -76,7 +76,7 @@ class BLL(Method):
 
     family: Literal["bernoulli", "gaussian", "categorical", "laplace"] = "bernoulli"  # of the latents
     states: int = 4  # of a categorical latent
-    least_precision: float = LEAST  # of Gaussian and Laplace latents: more is less noise, and smaller moves by messages
+    least_precision: float | None = None  # of Gaussian (100) and Laplace (1) latents: more is less noise, smaller moves
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
@@ -153,7 +153,7 @@ class BLL(Method):
             self.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
 
     def law(self) -> Family:
-        least = {"least_precision": self.least_precision}
+        least = {} if self.least_precision is None else {"least_precision": self.least_precision}
         fields = {"categorical": {"states": self.states}, "gaussian": least, "laplace": least}
         return family_class(self.family)(**fields.get(self.family, {}))
 

@@ -1,7 +1,8 @@
 """Whether BLL's Kullback-Leibler term and its messages earn anything over greedy cross-entropy, and against backprop.
 
-Bernoulli and Gaussian latents on a multilayer perceptron in four blocks, beside the same blocks with m = 0, local
-cross-entropy with the same read-out, and backprop with the same activations and with the usual ones.  To first order in
+Bernoulli and Gaussian latents on a multilayer perceptron in four blocks, read linearly and by a learned map, beside the
+same blocks with m = 0, local cross-entropy with the same read-out, and backprop with the same activations and with the
+usual ones.  To first order in
 m BLL is greedy cross-entropy (Kappel et al., arXiv:2305.14974, and the test of that identity), so the controls decide.
 """
 
@@ -16,21 +17,27 @@ from sidestep.studies.rows import Value, chosen, mean, minus, names, nats, pick,
 from sidestep.studies.study import Grid, Row, Study
 
 QUESTION = "Does BLL earn anything over greedy cross-entropy?"
-BERNOULLI, GAUSSIAN = "BLL, Bernoulli", "BLL, Gaussian"
-SIGMOID, RELU = "sigmoid", "ReLU"
+BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
+SIGMOID, RELU, LEARNED = "sigmoid", "ReLU", "ReLU, learned read-outs"
 FAMILIES = {BERNOULLI: "train bll", GAUSSIAN: "train bll --family gaussian"}
 DRAWN = {f"{name}, answer of 16 draws": f"{words} --draws 16" for name, words in FAMILIES.items()}
 OTHERS = {
+    LIFTED: "train bll --family gaussian --read-out lifted",
     **{f"{name}, m = 0": f"{words} --m 0" for name, words in FAMILIES.items()},
     f"local_ce, {SIGMOID}": "train local_ce --set model.activation=sigmoid",
     f"local_ce, {RELU}": "train local_ce",
+    f"local_ce, {LEARNED}": "train local_ce --head mlp --last head",
     f"backprop, {SIGMOID}": "train backprop --set model.activation=sigmoid",
     f"backprop, {RELU}": "train backprop",
 }
 SMOOTHED = {f"backprop, {RELU}, smoothing tuned": "train backprop"}
 ARMS = {**FAMILIES, **DRAWN, **OTHERS, **SMOOTHED}
-SAME = {BERNOULLI: SIGMOID, GAUSSIAN: RELU}
-"""A family's latents, and the activation of the controls that stand for it: what a block's features go through."""
+SAME = {
+    BERNOULLI: [f"{BERNOULLI}, m = 0", f"local_ce, {SIGMOID}", f"backprop, {SIGMOID}", f"backprop, {RELU}"],
+    GAUSSIAN: [f"{GAUSSIAN}, m = 0", f"local_ce, {RELU}", f"backprop, {RELU}"],
+    LIFTED: [f"local_ce, {LEARNED}", f"backprop, {RELU}"],
+}
+"""A form of BLL, and its controls: what its features go through and how they are read, and backprop as usual."""
 
 
 def trusted(measure: str, part: str = "test_scaled") -> Callable[[Row], float | None]:
@@ -61,19 +68,13 @@ def page(rows: Sequence[Row]) -> Page:
 
 def answer(data: str, arms: Mapping[str, Sequence[Row]]) -> str:
     said: list[str] = []
-    for family, activation in SAME.items():
+    for family, controls in SAME.items():
         own = mean(arms.get(family, []))
-        gaps = {arm: minus(arms.get(family, []), arms.get(arm, [])) for arm in controls(activation, family)}
+        gaps = {arm: minus(arms.get(family, []), arms.get(arm, [])) for arm in controls}
         known = {arm: gap for arm, gap in gaps.items() if gap}
         if own is not None and known:
             said.append(f"{family} reaches {100 * own:.2f} %. " + against.said(f"{family} less", known))
     return f"On {data}: {' '.join(said)}" if said else f"On {data} BLL and a control have not both run yet."
-
-
-def controls(activation: str, family: str) -> list[str]:
-    """m = 0, local_ce and backprop with the same features, and backprop as anyone would use it."""
-    found = [f"{family}, m = 0", f"local_ce, {activation}", f"backprop, {activation}", f"backprop, {RELU}"]
-    return list(dict.fromkeys(found))
 
 
 def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
@@ -112,14 +113,15 @@ TRIAL = f"{DATA['Fashion-MNIST']} --epochs 5"
 RATES = ("0.001", "0.002", "0.004", "0.008")
 TWO = RATES[1:3]
 AT = ("plug-in", "sample")
+LIKELIHOODS = {f"rate {lr}, {at}": f"--lr {lr} --likelihood {at}" for lr in TWO for at in AT}
 """Four trials for everybody: the rate, or two rates by a field of the arm's own."""
 
 
-def grid(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
+def grid(arms: Mapping[str, str], candidates: Mapping[str, str], data: Mapping[str, str] = DATA) -> Grid:
     return Grid(
         arms,
         NETWORK,
-        {"data": DATA},
+        {"data": data},
         {"cpu": 5, "gpu": 5},
         candidates=candidates,
         trial=TRIAL,
@@ -130,15 +132,13 @@ def grid(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
 STUDY = Study(
     QUESTION,
     [
-        grid(
-            FAMILIES | DRAWN,
-            {f"rate {lr}, {likelihood}": f"--lr {lr} --likelihood {likelihood}" for lr in TWO for likelihood in AT},
-        ),
+        grid(FAMILIES, LIKELIHOODS),
         grid(OTHERS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),
         grid(
             SMOOTHED,
             {f"rate {lr}, smoothing {s}": f"--lr {lr} --label-smoothing {s}" for lr in TWO for s in ("0.05", "0.1")},
         ),
+        grid(DRAWN, LIKELIHOODS, {name: DATA[name] for name in ("Fashion-MNIST",)}),
     ],
     page,
 )

@@ -45,7 +45,7 @@ CHOICES = {
         "Bernoulli",
         {
             "Gaussian": "--family gaussian",
-            "Gaussian, precision ≥ 100": "--family gaussian --least-precision 100",
+            "Gaussian, precision ≥ 1": "--family gaussian --least-precision 1",
             "categorical, 4 states": "--family categorical",
             "Laplace around 0": "--family laplace",
         },

@@ -16,17 +16,12 @@ from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
 BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
-LATENTS = "bll --family gaussian"
-LIFTED = f"{LATENTS} --read-out lifted"
-LOCAL = "local_ce --last head"
-LATENT = {
-    BLL: f"train {LIFTED}",
-    "BLL, lifted, m = 0": f"train {LIFTED} --m 0",
-    "BLL, lifted, linear twin": f"train {LIFTED} --twin linear",
-    "BLL, linear read-out": f"train {LATENTS}",
-}
+LIFTED = "bll --family gaussian --read-out lifted --head-depth 2"
+LOCAL = "local_ce --last head --head-depth 2"
+LATENT = {BLL: f"train {LIFTED}"}
+ALONE = {"BLL, lifted, m = 0": f"train {LIFTED} --m 0"}
 CONTROLS = {GREEDY: f"train {LOCAL}", BACKPROP: "train backprop"}
-ARMS = {**LATENT, **CONTROLS}
+ARMS = {**LATENT, **ALONE, **CONTROLS}
 CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
 
 
@@ -63,12 +58,8 @@ def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
 NARROW = "--model resnet18 --set model.width=16 --blocks 4"
 RECIPE = "--optimizer adamw --weight-decay 0.05 --schedule onecycle --warmup 0.3"
 CIFAR, FASHION = "--data cifar10-jpeg-q95", "--data fashion-mnist"
-PLACES = {
-    "place": {
-        "narrow ResNet-18 on CIFAR-10": f"{CIFAR} --epochs 5",
-        "narrow ResNet-18 on Fashion-MNIST": f"{FASHION} --epochs 5",
-    }
-}
+ON_CIFAR = {"narrow ResNet-18 on CIFAR-10": f"{CIFAR} --epochs 5"}
+BOTH = {**ON_CIFAR, "narrow ResNet-18 on Fashion-MNIST": f"{FASHION} --epochs 5"}
 WHOLE = {"place": {"ResNet-18 on CIFAR-10": CIFAR}}
 FULL = (
     f"--model resnet18 --blocks 4 {RECIPE} --lr 0.004 --epochs 50 --batch-size 512 --augment crop,flip,cutout:8 "
@@ -80,16 +71,15 @@ BENCHED = {BLL: LIFTED, GREEDY: LOCAL}
 
 RATES = ("0.008", "0.016", "0.032", "0.064")
 TWO = RATES[1:3]
-NOISE = {"precision ≥ 1": "--least-precision 1", "precision ≥ 100": "--least-precision 100"}
-NARROWED = {f"rate {lr}, {name}": f"--lr {lr} {words}" for lr in TWO for name, words in NOISE.items()}
-"""Four trials for everybody: two rates by how much noise a latent has, or four rates."""
+TWINS = {f"rate {lr}, twin {twin}": f"--lr {lr} --twin {twin}" for lr in TWO for twin in ("mlp", "linear")}
+"""Four trials for everybody: two rates by the twin, or four rates."""
 
 
-def narrow(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
+def narrow(arms: Mapping[str, str], candidates: Mapping[str, str], places: Mapping[str, str] = BOTH) -> Grid:
     return Grid(
         arms,
         f"{NARROW} {RECIPE}",
-        PLACES,
+        {"place": places},
         {"cpu": 3},
         candidates=candidates,
         trial=f"{CIFAR} --epochs 2",
@@ -100,8 +90,9 @@ def narrow(arms: Mapping[str, str], candidates: Mapping[str, str]) -> Grid:
 STUDY = Study(
     QUESTION,
     [
-        narrow(LATENT, NARROWED),
+        narrow(LATENT, TWINS),
         narrow(CONTROLS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),
+        narrow(ALONE, TWINS, ON_CIFAR),
         *benches.grids(BENCHED, NARROW, {"place": {"narrow ResNet-18 on CIFAR-10": CIFAR}}, {"cpu": 1}, SMALL),
         Grid(ARMS, FULL, WHOLE, GPU, smoke=SMALL),
         *benches.grids(BENCHED, "--model resnet18 --blocks 4 --batch-size 512", WHOLE, GPU, SMALL),

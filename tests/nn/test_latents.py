@@ -14,7 +14,7 @@ from sidestep.errors import UsageError
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.categorical import Categorical
-from sidestep.families.family import LEAST, Family
+from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
@@ -127,13 +127,14 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
     """The means are the features, and the map makes the precisions softplus(log(e^2 - 1)) = 2, and the least."""
-    latents = of(Gaussian(), *shape)
+    law = Gaussian()
+    latents = of(law, *shape)
     assert latents.width == 4
     assert isinstance(latents.map, nn.Linear | nn.Conv2d) and latents.map.bias is not None
     with torch.no_grad():
         latents.map.bias.fill_((torch.tensor(2.0).exp() - 1).log())
     h, mu = torch.tensor([features]), torch.tensor(rows)
-    precision = 2 + LEAST
+    precision = 2 + law.least_precision
     torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
     assert torch.equal(Passed(latents)(h), h)
 
@@ -143,12 +144,13 @@ def test_a_gaussians_precision_is_linear_in_the_features(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
     """With weights that swap the two channels, the precision of each is softplus of the other."""
-    latents = of(Gaussian(), *shape)
+    law = Gaussian()
+    latents = of(law, *shape)
     assert isinstance(latents.map, nn.Linear | nn.Conv2d)
     with torch.no_grad():
         latents.map.weight.copy_(torch.eye(2).flip(0).view_as(latents.map.weight))
     mu = torch.tensor(rows)
-    precision = (1 + mu.flip(1).exp()).log() + LEAST
+    precision = (1 + mu.flip(1).exp()).log() + law.least_precision
     torch.testing.assert_close(latents(torch.tensor([features]))[0], torch.cat([precision * mu, precision], 1))
 
 
@@ -156,16 +158,18 @@ def test_a_gaussians_precision_is_linear_in_the_features(
 def test_a_gaussian_starts_out_as_sure_everywhere(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    latents = of(Gaussian(), *shape)
-    natural, precision = latents(torch.tensor([features])), math.log(2) + LEAST  # softplus(0)
+    law = Gaussian()
+    latents = of(law, *shape)
+    natural, precision = latents(torch.tensor([features])), math.log(2) + law.least_precision  # softplus(0)
     mu = torch.tensor(rows)
     torch.testing.assert_close(natural[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
 
 
 def test_a_laplace_passes_minus_its_scale() -> None:
-    latents = of(Laplace(), 2)
+    law = Laplace()
+    latents = of(law, 2)
     h = torch.tensor([[0.0, 1.0]])
-    torch.testing.assert_close(Passed(latents)(h), -1 / (h.exp().log1p() + LEAST))
+    torch.testing.assert_close(Passed(latents)(h), -1 / (h.exp().log1p() + law.least_precision))
 
 
 @pytest.mark.parametrize(

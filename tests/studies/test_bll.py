@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll import ARMS, BERNOULLI, GAUSSIAN, STUDY, controls, page
+from sidestep.studies.bll import ARMS, BERNOULLI, GAUSSIAN, SAME, STUDY, page
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -25,7 +25,8 @@ def test_each_family_is_held_against_its_own_controls() -> None:
     assert "On MNIST: BLL, Bernoulli reaches 90.50 %." in text
     assert "BLL, Bernoulli, m = 0 +1.00 [+1.00, +1.00]; local_ce, sigmoid +2.00 [+2.00, +2.00]" in text
     assert "Gaussian" not in text
-    assert controls("ReLU", GAUSSIAN) == ["BLL, Gaussian, m = 0", "local_ce, ReLU", "backprop, ReLU"]
+    assert SAME[GAUSSIAN] == ["BLL, Gaussian, m = 0", "local_ce, ReLU", "backprop, ReLU"]
+    assert {arm for controls in SAME.values() for arm in controls} <= ARMS.keys()
 
 
 def test_trust_is_told_raw_and_after_temperature_with_paired_differences() -> None:
