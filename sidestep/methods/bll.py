@@ -212,11 +212,12 @@ class BLL(Method):
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
         if not cell.training:
-            raw = latents.raw(block.net(h))
-            passed = latents.features(law.mean_of(raw))
+            found = block.net(h)
+            told = latents.told(found)
+            passed = latents.features(told)
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
+            return Emit(send=(passed,), logits=answer_of(latents, found, told, weights, lift, self.draws))
         assert messages is not None
         raw, linear = latents.raw(block.net(h)), [] if lift else [messages]
 

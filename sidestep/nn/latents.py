@@ -80,11 +80,19 @@ class Latents(nn.Module):
         mapped = self.map(h)
         if self.family.linear:
             mapped = torch.cat([h, mapped], -1 if self.tokens else 1)
-        return mapped[..., None, :] if self.per_token else by_position(mapped)
+        return self.by_position(mapped)
+
+    def told(self, h: Tensor) -> Tensor:
+        """E[t(z)] of the block's output, (B, *shape), as (..., S, D).  Where the features are the mean, those alone."""
+        return at_least_float32(self.by_position(h)) if self.family.linear else self.family.mean_of(self.raw(h))
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
         return self.family.to_natural(self.raw(h))
+
+    def by_position(self, x: Tensor) -> Tensor:
+        """Channels of the block's shape, (B, N), (B, N, H, W) or (B, T, N), as (..., S, N)."""
+        return x[..., None, :] if self.per_token else by_position(x)
 
     def features(self, told: Tensor) -> Tensor:
         """t(z) or its mean, (..., S, D), as the next block's input, (B, *shape)."""
@@ -110,7 +118,7 @@ class ReadOut(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output (B, *shape) to logits (..., C), or to a regression's answer."""
-        return answer_of(self.latents, self.latents.raw(h), self.weights, self.lift, self.draws)
+        return answer_of(self.latents, h, self.latents.told(h), self.weights, self.lift, self.draws)
 
 
 class Passed(nn.Module):
@@ -121,19 +129,20 @@ class Passed(nn.Module):
         self.latents = latents
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.latents.features(self.latents.family.mean_of(self.latents.raw(h)))
+        return self.latents.features(self.latents.told(h))
 
 
-def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0) -> Tensor:
+def answer_of(
+    latents: Latents, h: Tensor, told: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0
+) -> Tensor:
     """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
 
     Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
-    for every input, so that an answer is a function of it.  raw: as `Latents.raw` gives it, (..., S, N).
+    for every input, so that an answer is a function of it.  h: the block's output; told: as `Latents.told` has it.
     """
-    family = latents.family
     if not draws:
-        return read(latents, family.mean_of(raw), weights, lift)
-    natural = family.to_natural(raw)
+        return read(latents, told, weights, lift)
+    family, natural = latents.family, latents(h)
     random = torch.Generator(natural.device).manual_seed(0)
     sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
     answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]

@@ -18,7 +18,7 @@ from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, answer_of, by_position, lifting, opened, read
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, by_position, lifting, opened, read
 
 # ---- what closes a block
 
@@ -139,6 +139,16 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     assert torch.equal(Passed(latents)(h), h)
 
 
+def test_a_gaussian_is_told_without_its_precision() -> None:
+    """Inference is the network: a map of NaNs is not asked."""
+    latents = of(Gaussian(), 3, 2, 2)
+    for parameter in latents.parameters():
+        nn.init.constant_(parameter, math.nan)
+    h = torch.randn(2, 3, 2, 2)
+    assert torch.equal(Passed(latents)(h), h)
+    assert ReadOut(latents, torch.randn(5, 4, 3))(h).isfinite().all()
+
+
 @every_layout
 def test_a_gaussians_precision_is_linear_in_the_features(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
@@ -228,14 +238,14 @@ def test_a_lifted_read_out_compares_a_map_of_what_is_passed_on() -> None:
 def test_a_sampled_answer_is_the_mean_distribution_over_the_latents() -> None:
     """Two units with P(z = 1) = 1/2 and 3/4: the mean of four softmaxes; four standard errors of 5,000 draws."""
     latents, weights = of(Bernoulli(), 2), torch.tensor([[[4.0, 8.0]], [[-2.0, 0.0]], [[0.0, 1.0]]])
-    natural = torch.tensor([[[0.0, math.log(3)]]])
+    h = torch.tensor([[0.0, math.log(3)]])
     expected = torch.zeros(3)
     for z, share in (((0, 0), 1 / 8), ((0, 1), 3 / 8), ((1, 0), 1 / 8), ((1, 1), 3 / 8)):
         expected += share * (weights[:, 0] @ torch.tensor(z).float()).softmax(0)
-    found = answer_of(latents, natural, weights, None, draws=5_000)
+    found = ReadOut(latents, weights, draws=5_000)(h)
     torch.testing.assert_close(found.exp()[0], expected, rtol=0, atol=4 * 0.5 / 5_000**0.5)
-    assert not torch.allclose(found.exp(), answer_of(latents, natural, weights, None).softmax(-1), atol=0.02)
-    assert torch.equal(found, answer_of(latents, natural, weights, None, draws=5_000))
+    assert not torch.allclose(found.exp(), ReadOut(latents, weights)(h).softmax(-1), atol=0.02)
+    assert torch.equal(found, ReadOut(latents, weights, draws=5_000)(h))
 
 
 def test_a_sampled_answer_of_numbers_has_the_mixtures_mean_and_variance() -> None:
@@ -245,7 +255,7 @@ def test_a_sampled_answer_of_numbers_has_the_mixtures_mean_and_variance() -> Non
         def forward(self, z: Tensor) -> Tensor:
             return torch.cat([z, -z], 1)
 
-    found = answer_of(of(Bernoulli(), 1), torch.zeros(1, 1, 1), None, Told(), draws=10_000)
+    found = ReadOut(of(Bernoulli(), 1), None, Told(), draws=10_000)(torch.zeros(1, 1))
     mean, variance = found[0, 0].item(), math.exp(-found[0, 1].item())
     assert mean == pytest.approx(0.5, abs=4 * 0.5 / 100)
     assert variance == pytest.approx((1 + math.e) / 2 + 0.25, abs=4 * (math.e - 1) / 2 / 100)
@@ -255,11 +265,11 @@ def test_a_sampled_answer_of_numbers_has_the_mixtures_mean_and_variance() -> Non
 def test_an_answer_from_samples_is_a_function_of_its_input(family: Any) -> None:
     """Whatever else is in the batch."""
     latents = of(family_class(family)(), 4, 2, 3)
-    raw = torch.randn(5, 6, latents.width)
-    weights = torch.randn(3, 6, 4)
-    together = answer_of(latents, raw, weights, None, draws=3)
-    turned = answer_of(latents, raw.flip(0), weights, None, draws=3).flip(0)
-    alone = torch.cat([answer_of(latents, row[None], weights, None, draws=3) for row in raw])
+    h = torch.randn(5, 4, 2, 3)
+    answer = ReadOut(latents, torch.randn(3, 6, 4), draws=3)
+    together = answer(h)
+    turned = answer(h.flip(0)).flip(0)
+    alone = torch.cat([answer(row[None]) for row in h])
     for other in (turned, alone):  # products of other shapes: float32
         torch.testing.assert_close(together, other, rtol=1e-5, atol=1e-5)
 
