@@ -74,7 +74,23 @@ def answer(data: str, arms: Mapping[str, Sequence[Row]]) -> str:
         known = {arm: gap for arm, gap in gaps.items() if gap}
         if own is not None and known:
             said.append(f"{family} reaches {100 * own:.2f} %. " + against.said(f"{family} less", known))
-    return f"On {data}: {' '.join(said)}" if said else f"On {data} BLL and a control have not both run yet."
+            said.append(better(arms, family, [*controls, *SMOOTHED]))
+    return (
+        f"On {data}: {' '.join(filter(None, said))}" if said else f"On {data} BLL and a control have not both run yet."
+    )
+
+
+def better(arms: Mapping[str, Sequence[Row]], family: str, others: Sequence[str]) -> str:
+    """Which others' answers this family's are better than, worse than, or neither; empty where none is known."""
+    found: dict[str, list[str]] = {"better than": [], "worse than": [], "neither better nor worse than": []}
+    for arm in others:
+        gaps = [minus(arms[family], arms.get(arm, []), trusted(measure)) for measure in ("nll", "aurc")]
+        verdicts = {gap.verdict for gap in gaps if gap}
+        if verdicts:
+            how = {"below": "better than", "above": "worse than"}.get(verdicts.pop()) if len(verdicts) == 1 else None
+            found[how or "neither better nor worse than"].append(arm)
+    told = [f"{how} {', '.join(its)}" for how, its in found.items() if its]
+    return f"By NLL and AURC after temperature it is {'; '.join(told)}." if told else ""
 
 
 def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
@@ -85,8 +101,8 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
     accuracies = table(arms, [("test accuracy, %", "test_accuracy", PERCENT)], further=[*further, *sizes(arms)])
     return Section(
         data,
-        "Differences are paired by seed, with their 95 % interval. Better means NLL and AURC after temperature: a "
-        "temperature leaves every answer as it was, so what it mends was no knowledge.",
+        "Differences are paired by seed, with their 95 % interval. Better means lower NLL and AURC after temperature, "
+        "each told apart: a temperature leaves every answer as it was, so what it mends was no knowledge.",
         [
             ("Accuracy", accuracies),
             ("How far answers can be trusted", table(arms, CALIBRATION, further=trust(arms))),

@@ -38,6 +38,17 @@ def test_trust_is_told_raw_and_after_temperature_with_paired_differences() -> No
     assert found["AURC less that of BLL, Bernoulli"][2].endswith("below")
 
 
+def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
+    """Those by hand differ by as much in every seed; a third control's NLL alone is lower."""
+    third = [row("backprop, sigmoid", 0.88, s, 0.28) for s in (0, 1)]
+    for each in third:
+        each["uncertainty"]["test_scaled"]["aurc"] = 0.03
+    assert (
+        "By NLL and AURC after temperature it is better than BLL, Bernoulli, m = 0; worse than local_ce, sigmoid; "
+        "neither better nor worse than backprop, sigmoid."
+    ) in page([*ROWS, *third]).answer
+
+
 def test_every_arm_has_as_many_trials() -> None:
     trials = [p for p in STUDY.pieces(seeds=1) if "trial" in p.labels]
     by_arm = {arm: sum(p.labels["arm"] == arm for p in trials) for arm in ARMS}
