@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Page, Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
 from sidestep.studies.rows import Value, mean, names, pick, sizes, table
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "Does credit pass between blocks that learn by themselves?"
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
-ARMS = {
-    BLL: "train bll --family gaussian --likelihood sample",
-    "BLL, bootstrapped": "train bll --family gaussian --likelihood sample --bootstrap",
-    "SID": "train sid",
-    GREEDY: "train local_ce",
-    BACKPROP: "train backprop",
-}
+LATENTS = "train bll --family gaussian --likelihood sample"
+ASKED = {BLL: LATENTS, GREEDY: "train local_ce", BACKPROP: "train backprop"}
+FURTHER = {"BLL, bootstrapped": f"{LATENTS} --bootstrap", "SID": "train sid"}
+ARMS = {**ASKED, **FURTHER}
 SOLVED = 0.99
 TASKS = {"reversal": "reversal", "1 hop": "pointers-1", "2 hops": "pointers-2", "4 hops": "pointers-4"}
 CHARACTERS = "characters"
@@ -90,29 +87,38 @@ GPT = "--model gpt --data tinyshakespeare --blocks 6 --epochs 10"
 RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")}
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 
+SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}
+
+
+def generated(arms: Mapping[str, str]) -> Grid:
+    return Grid(
+        arms,
+        NETWORK,
+        {
+            "task": {name: f"--data {data}" for name, data in TASKS.items()},
+            "cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)},
+        },
+        SEEDS,
+        candidates=RATES,
+        trial=f"--data pointers-1 --blocks {LAYERS} --epochs 3",
+        smoke=SMALL,
+    )
+
+
 STUDY = Study(
     QUESTION,
     [
+        generated(ASKED),
         Grid(
-            ARMS,
-            NETWORK,
-            {
-                "task": {name: f"--data {data}" for name, data in TASKS.items()},
-                "cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)},
-            },
-            {"cpu": 1, "gpu": 3},
-            candidates=RATES,
-            trial=f"--data pointers-1 --blocks {LAYERS}",
-            smoke=SMALL,
-        ),
-        Grid(
-            ARMS,
+            ASKED,
             GPT,
             {"task": {CHARACTERS: ""}, "cut": {"6 blocks": ""}},
-            {"cpu": 1, "gpu": 3},
+            SEEDS,
             candidates=RATES,
+            trial="--epochs 3",
             smoke=SMALL,
         ),
+        generated(FURTHER),
     ],
     page,
 )
