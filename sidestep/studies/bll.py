@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import PERCENT, Column, Format, fixed
+from sidestep.report.tables import Column, Format, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import Value, chosen, mean, minus, names, nats, pick, sizes, table
+from sidestep.studies.rows import ACCURACIES, Value, chosen, mean, minus, names, nats, pick, sizes, table
 from sidestep.studies.study import Grid, Row, Study
 
 QUESTION = "Does BLL earn anything over greedy cross-entropy?"
@@ -98,7 +98,7 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
     for family in SAME:
         gaps = against.less(arms, family)
         further += against.column(f"less {family}", list(arms), gaps)
-    accuracies = table(arms, [("test accuracy, %", "test_accuracy", PERCENT)], further=[*further, *sizes(arms)])
+    accuracies = table(arms, ACCURACIES, further=[*further, *sizes(arms)])
     return Section(
         data,
         "Differences are paired by seed, with their 95 % interval. Better means lower NLL and AURC after temperature, "

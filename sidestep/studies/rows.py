@@ -102,14 +102,18 @@ def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callabl
     return lambda row: ((row.get("readouts") or {}).get(part, {}).get(how) or {}).get(measure)
 
 
-HOWEVER_READ: Sequence[tuple[str, Value, Format]] = (
+ACCURACIES: Sequence[tuple[str, Value, Format]] = (
     ACCURACY,
     ("averaged logits, %", read_out("mean"), PERCENT),
     ("gate, %", read_out("gate"), PERCENT),
+)
+"""The columns of a table in which networks are read in every way there is."""
+HOWEVER_READ: Sequence[tuple[str, Value, Format]] = (
+    *ACCURACIES,
     ("NLL, nats", "test_nll", fixed(4)),
     ("ECE", "test_ece", fixed(4)),
 )
-"""The columns of a table in which networks are read in every way there is; NLL and ECE are the last block's."""
+"""The same, and the last block's NLL and ECE."""
 
 
 def reads(rows: Sequence[Row], how: str) -> dict[int, float]:
