@@ -108,9 +108,9 @@ CASES = [
     ),
     Case(
         "bll-gaussian",
-        BLL(family="gaussian", likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1),
+        BLL(family="gaussian", least_precision=1.0, likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1),
         True,
-        partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian"),
+        partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian", least=1.0),
     ),
 ]
 

@@ -97,6 +97,7 @@ def bll(
     w: float = 1.0,
     smoothing: float = 0.0,
     family: str = "bernoulli",  # at the mean of rho; or gaussian, the likelihood in closed form
+    least: float = 100.0,  # of a Gaussian's precision, whose mean is what comes out of the block
     chained: bool = True,  # every state made of the one after, or each of the classes
     lifted: bool = False,
     classifier: bool = False,
@@ -111,7 +112,8 @@ def bll(
     h = x
     for block, state in zip(chain.blocks, u, strict=False):
         extras = block.extras
-        maps = extras["latents"].get_submodule("map")(block.net(h.detach()))
+        found = block.net(h.detach())
+        maps = extras["latents"].get_submodule("map")(found)
         a, said = maps.flatten(2), extras["twin"].get_submodule("say")(state)
         positions = a.shape[-1]
         said = said[:, :, None].expand(-1, -1, positions) if said.dim() == 2 else said.flatten(2)
@@ -127,19 +129,19 @@ def bll(
             seen = extras["lift"](rho.reshape(maps.shape)) if lifted else rho.flatten(1)
             miss = -(t * (seen @ (v - v.mean(0)).T).log_softmax(-1)).sum(-1)
         else:
-            units = a.shape[1] // 2
-            mu, precision = a[:, :units], F.softplus(a[:, units:]) + 1
+            mu, precision = found.flatten(2), F.softplus(a) + least
             force = (said - said.mean(0)) / positions  # on the location; of the precision nothing is said
             p = torch.einsum("bnp,cnp->bc", mu, force)
             own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
             centre = mu + m * own / precision
             kl = precision * (centre - mu) ** 2 / 2
-            there = (precision * centre)[:, None] + force  # (B, C, units, positions), rho times every message
-            log_partition = (there**2 - (precision * centre)[:, None] ** 2) / (2 * precision)[:, None]
+            here = (precision * centre).double()[:, None]  # of squares of hundreds a little is left
+            there = here + force  # (B, C, units, positions), rho times every message
+            log_partition = ((there**2 - here**2) / (2 * precision)[:, None]).float()
             means = force * centre[:, None]  # b . E[T(z)]
             price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
             miss = (t * price).sum(-1)
-            told = mu.reshape(len(x), units, *maps.shape[2:])
+            told = found
         total = total + (w * kl.flatten(1).sum(-1) + miss).mean()
         if classifier and block.is_last:
             total = total + cross_entropy(extras["classifier"](told), y, smoothing)
