@@ -81,16 +81,16 @@ def answer(data: str, arms: Mapping[str, Sequence[Row]]) -> str:
 
 
 def better(arms: Mapping[str, Sequence[Row]], family: str, others: Sequence[str]) -> str:
-    """Which others' answers this family's are better than, worse than, or neither; empty where none is known."""
+    """Which others' answers this family's are better than, worse than, or neither; empty where no interval is known."""
     found: dict[str, list[str]] = {"better than": [], "worse than": [], "neither better nor worse than": []}
     for arm in others:
         gaps = [minus(arms[family], arms.get(arm, []), trusted(measure)) for measure in ("nll", "aurc")]
-        verdicts = {gap.verdict for gap in gaps if gap}
+        verdicts = {gap.verdict for gap in gaps if gap and gap.low is not None}
         if verdicts:
             how = {"below": "better than", "above": "worse than"}.get(verdicts.pop()) if len(verdicts) == 1 else None
             found[how or "neither better nor worse than"].append(arm)
-    told = [f"{how} {', '.join(its)}" for how, its in found.items() if its]
-    return f"By NLL and AURC after temperature it is {'; '.join(told)}." if told else ""
+    told = [f"{how} {'; '.join(its)}." for how, its in found.items() if its]
+    return f"By NLL and AURC after temperature {family} is {' It is '.join(told)}" if told else ""
 
 
 def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
@@ -107,7 +107,7 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
             ("Accuracy", accuracies),
             ("How far answers can be trusted", table(arms, CALIBRATION, further=trust(arms))),
         ],
-        against.figure(f"each less {BERNOULLI} on {data}", against.less(arms, BERNOULLI)),
+        against.figure(f"each less {GAUSSIAN} on {data}", against.less(arms, GAUSSIAN)),
     )
 
 

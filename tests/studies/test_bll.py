@@ -44,8 +44,8 @@ def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
     for each in third:
         each["uncertainty"]["test_scaled"]["aurc"] = 0.03
     assert (
-        "By NLL and AURC after temperature it is better than BLL, Bernoulli, m = 0; worse than local_ce, sigmoid; "
-        "neither better nor worse than backprop, sigmoid."
+        "By NLL and AURC after temperature BLL, Bernoulli is better than BLL, Bernoulli, m = 0. It is worse than "
+        "local_ce, sigmoid. It is neither better nor worse than backprop, sigmoid."
     ) in page([*ROWS, *third]).answer
 
 
