@@ -70,7 +70,8 @@ class Latents(nn.Module):
             width = self.width - self.channels if family.linear else self.width
             made = nn.Conv2d(self.channels, width, 1) if len(shape) == 3 else nn.Linear(self.channels, width)
             # The network starts out as it is without latents; what a family has besides starts alike everywhere.
-            (nn.init.zeros_ if family.linear else nn.init.eye_)(made.weight.data.flatten(1))
+            start = nn.init.zeros_ if family.linear else nn.init.eye_
+            start(made.weight.data.flatten(1))
             assert made.bias is not None
             nn.init.zeros_(made.bias)
             self.map = made

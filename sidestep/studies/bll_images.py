@@ -19,9 +19,9 @@ BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
 LIFTED = "bll --family gaussian --read-out lifted --head-depth 2"
 LOCAL = "local_ce --last head --head-depth 2"
 LATENT = {BLL: f"train {LIFTED}"}
-ALONE = {"BLL, lifted, m = 0": f"train {LIFTED} --m 0"}
+UNMIXED = {"BLL, lifted, m = 0": f"train {LIFTED} --m 0"}
 CONTROLS = {GREEDY: f"train {LOCAL}", BACKPROP: "train backprop"}
-ARMS = {**LATENT, **ALONE, **CONTROLS}
+ARMS = {**LATENT, **UNMIXED, **CONTROLS}
 CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
 
 
@@ -92,7 +92,7 @@ STUDY = Study(
     [
         narrow(LATENT, TWINS),
         narrow(CONTROLS, {f"rate {lr}": f"--lr {lr}" for lr in RATES}),
-        narrow(ALONE, TWINS, ON_CIFAR),
+        narrow(UNMIXED, TWINS, ON_CIFAR),
         *benches.grids(BENCHED, NARROW, {"place": {"narrow ResNet-18 on CIFAR-10": CIFAR}}, {"cpu": 1}, SMALL),
         Grid(ARMS, FULL, WHOLE, GPU, smoke=SMALL),
         *benches.grids(BENCHED, "--model resnet18 --blocks 4 --batch-size 512", WHOLE, GPU, SMALL),

@@ -199,6 +199,7 @@ def test_a_laplace_with_a_location_is_refused_with_the_reason() -> None:
 def test_a_least_precision_is_what_the_least_output_gives_and_is_above_0(law: type[Gaussian] | type[Laplace]) -> None:
     raw = torch.full((1, law().width(1)), -200.0)
     assert law(least_precision=25.0).to_natural(raw)[0, -1] == 25
+    assert law().to_natural(raw)[0, -1] == {Gaussian: 100, Laplace: 1}[law]
     for least in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match=f"got least_precision={least}, expected a finite number above 0"):
             law(least_precision=least)

@@ -539,6 +539,18 @@ def test_where_the_twin_answers_the_models_classifier_is_left_out() -> None:
         assert any(p is classifier.weight for p in chain.blocks[-1].parameters()) == there
 
 
+def naturals(block: Block) -> list[Tensor]:
+    """Alpha's natural parameters, from now on, each time the block runs."""
+    found: list[Tensor] = []
+    latents = block.extras["latents"]
+
+    def keep(_: nn.Module, __: object, h: Tensor) -> None:
+        found.append(latents(h.detach()).detach())
+
+    block.net.register_forward_hook(keep)
+    return found
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alpha_at_inference(
@@ -549,12 +561,9 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     first, second, _ = engine.chain.blocks
     latents, twin = first.extras["latents"], first.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
-    raw: list[Tensor] = []
+    raw = naturals(first)
     got: list[Tensor] = []
     said: list[Tensor] = []
-    first.net.register_forward_hook(
-        lambda _, __, h: raw.append(latents(h.detach()).detach())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]  # torch types it as Any
-    )
     second.net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0].clone()))
     twin.register_forward_hook(
         lambda _, __, out: said.append(  # pyright: ignore[reportUnknownLambdaType]  # torch types it as Any
@@ -622,10 +631,7 @@ def test_a_mixed_label_gets_the_mean_message() -> None:
     block = engine.chain.blocks[-1]
     latents, twin = block.extras["latents"], block.extras["twin"]
     assert isinstance(latents, Latents) and isinstance(twin, Twin)
-    raw: list[Tensor] = []
-    block.net.register_forward_hook(
-        lambda _, __, h: raw.append(latents(h.detach()).detach())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]  # torch types it as Any
-    )
+    raw = naturals(block)
     b = twin.messages(twin(torch.eye(CLASSES))).detach()
     found = engine.step((x, mixed)).metrics["2/kl"]
     law = Bernoulli()
