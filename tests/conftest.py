@@ -38,6 +38,9 @@ class Case:
     rate: float = 1e-2  # from which 64 samples are learnt by heart
 
 
+linear_bll = partial(BLL, family="bernoulli", read_out="linear")
+"""BLL as most formulas are worked out: latents Bernoulli and their read-out linear, where nothing else is said."""
+
 HALVES = [0.5, 0.25, 0.125]  # r_i at alpha = 0.5
 
 CASES = [
@@ -90,25 +93,27 @@ CASES = [
         False,
         partial(naive.parallel_heads, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
     ),
-    Case("bll", BLL(), True, naive.bll),
-    Case("bll-uncentred", BLL(centre="classes"), True, partial(naive.bll, predicted=False)),
+    Case("bll", linear_bll(), True, naive.bll),
+    Case("bll-uncentred", linear_bll(centre="classes"), True, partial(naive.bll, predicted=False)),
     Case(
         "bll-linear",
-        BLL(twin="linear", predict="classifier", family="gaussian", likelihood="closed"),
+        linear_bll(twin="linear", predict="classifier", family="gaussian", likelihood="closed"),
         True,
         partial(naive.bll, chained=False, classifier=True, family="gaussian"),
         rate=3e-2,
     ),
     Case(
         "bll-lifted",
-        BLL(twin="mirror", read_out="lifted", likelihood="plug-in"),
+        BLL(twin="mirror", likelihood="plug-in"),
         True,
-        partial(naive.bll, lifted=True),
+        partial(naive.bll, family="gaussian", lifted=True),
         rate=1e-3,
     ),
     Case(
         "bll-gaussian",
-        BLL(family="gaussian", least_precision=1.0, likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1),
+        linear_bll(
+            family="gaussian", least_precision=1.0, likelihood="closed", m=0.5, kl_weight=0.7, label_smoothing=0.1
+        ),
         True,
         partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian", least=1.0),
     ),

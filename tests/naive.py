@@ -96,7 +96,7 @@ def bll(
     m: float = 1.0,
     w: float = 1.0,
     smoothing: float = 0.0,
-    family: str = "bernoulli",  # at the mean of rho; or gaussian, the likelihood in closed form
+    family: str = "bernoulli",  # at the mean of rho; or gaussian, the likelihood in closed form unless lifted
     least: float = 100.0,  # of a Gaussian's precision, whose mean is what comes out of the block
     chained: bool = True,  # every state made of the one after, or each of the classes
     lifted: bool = False,
@@ -119,27 +119,29 @@ def bll(
         said = said[:, :, None].expand(-1, -1, positions) if said.dim() == 2 else said.flatten(2)
         if family == "bernoulli":
             b = (said - said.mean(0)) / positions
-            v = extras["twin"].get_submodule("embed")(state.flatten(1)) if lifted else b.flatten(1)
             alpha = a.sigmoid()
-            seen = extras["lift"](alpha.reshape(maps.shape)) if lifted else alpha.flatten(1)
-            p = (seen @ (v - v.mean(0)).T).softmax(-1)
+            p = (alpha.flatten(1) @ b.flatten(1).T).softmax(-1)
             rho = (a + m * (b[y] - torch.einsum("bc,cnp->bnp", p, b) if predicted else b[y])).sigmoid()
             kl = rho * (rho / alpha).log() + (1 - rho) * ((1 - rho) / (1 - alpha)).log()
             told = alpha.reshape(maps.shape)
-            seen = extras["lift"](rho.reshape(maps.shape)) if lifted else rho.flatten(1)
-            miss = -(t * (seen @ (v - v.mean(0)).T).log_softmax(-1)).sum(-1)
+            miss = -(t * (rho.flatten(1) @ b.flatten(1).T).log_softmax(-1)).sum(-1)
         else:
             mu, precision = found.flatten(2), F.softplus(a) + least
             force = (said - said.mean(0)) / positions  # on the location; of the precision nothing is said
-            p = torch.einsum("bnp,cnp->bc", mu, force)
+            v = extras["twin"].get_submodule("embed")(state.flatten(1)) if lifted else force
+            v = v - v.mean(0)
+            p = extras["lift"](found) @ v.T if lifted else torch.einsum("bnp,cnp->bc", mu, v)
             own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
             centre = mu + m * own / precision
             kl = precision * (centre - mu) ** 2 / 2
-            here = (precision * centre).double()[:, None]  # of squares of hundreds a little is left
-            there = here + force  # (B, C, units, positions), rho times every message
-            log_partition = ((there**2 - here**2) / (2 * precision)[:, None]).float()
-            means = force * centre[:, None]  # b . E[T(z)]
-            price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
+            if lifted:
+                price = -(extras["lift"](centre.reshape(found.shape)) @ v.T).log_softmax(-1)
+            else:
+                here = (precision * centre).double()[:, None]  # of squares of hundreds a little is left
+                there = here + force  # (B, C, units, positions), rho times every message
+                log_partition = ((there**2 - here**2) / (2 * precision)[:, None]).float()
+                means = force * centre[:, None]  # b . E[T(z)]
+                price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
             miss = (t * price).sum(-1)
             told = found
         total = total + (w * kl.flatten(1).sum(-1) + miss).mean()

@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -66,6 +66,7 @@ from .local_heads import head_for
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["auto", "plug-in", "sample", "closed"]
 Detach = Literal["none", "kl", "both"]
+ReadOutKind = Literal["auto", "linear", "lifted"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class BLL(Method):
 
     reference: ClassVar[str] = "arXiv:2305.14974"
 
-    family: Literal["bernoulli", "gaussian", "categorical", "laplace"] = "bernoulli"  # of the latents
+    family: Literal["gaussian", "bernoulli", "categorical", "laplace"] = "gaussian"  # of the latents
     states: int = 4  # of a categorical latent
     least_precision: float | None = None  # of Gaussian (100) and Laplace (1) latents: more is less noise, smaller moves
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
@@ -86,7 +87,7 @@ class BLL(Method):
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"
     twin_width: int = 128  # W, of twin mlp
-    read_out: Literal["linear", "lifted"] = "linear"  # lifted: a learned map of z, compared with the twin's embeddings
+    read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; auto: on images
     head: HeadKind = "auto"  # lifted: the kind of that map
     head_width: int = 128
     head_depth: int = 1
@@ -103,9 +104,9 @@ class BLL(Method):
             ("detach", self.detach, Detach),
             ("twin", self.twin, TwinKind),
             ("head", self.head, HeadKind),
+            ("read_out", self.read_out, ReadOutKind),
         ):
             _one_of(name, value, get_args(known))
-        _one_of("read_out", self.read_out, ("linear", "lifted"))
         _one_of("predict", self.predict, ("twin", "classifier"))
         self.check_read(
             {
@@ -131,26 +132,34 @@ class BLL(Method):
         if self.likelihood == "closed" and self.read_out == "lifted":
             raise ValueError(
                 "got likelihood='closed' with read_out='lifted'; a closed form is known of a read-out linear in T(z) "
-                "only; use likelihood='sample'."
+                "only; use read_out='linear', or likelihood='sample'."
             )
         if self.detach == "both" and self.read_out == "lifted":
             raise ValueError(
-                "got detach='both' with read_out='lifted', where nothing would teach the messages; use detach='kl'."
+                "got detach='both' with read_out='lifted', where nothing would teach the messages; use "
+                "read_out='linear', or detach='kl'."
             )
 
-    def check_fit(self, task: Task) -> None:
-        """Refuse fields that these targets do not read."""
+    def fitted(self, task: Task, shapes: Sequence[torch.Size]) -> BLL:
+        """With the read-out that blocks' features of these shapes get.
+
+        Raises ValueError for fields that these targets, or that read-out, do not read.
+        """
         if isinstance(task, Regression):
             for name, value, only in (
                 ("likelihood", self.likelihood, "closed"),
                 ("detach", self.detach, "both"),
+                ("read_out", self.read_out, None if self.read_out == "auto" else self.read_out),
                 ("label_smoothing", self.label_smoothing, self.label_smoothing or None),
             ):
                 if value == only:
                     raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
-        else:
-            lifted = ("read_out", ("lifted",))
-            self.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
+            return self
+        images = any(len(shape) == 3 for shape in shapes)
+        chosen = self if self.read_out != "auto" else replace(self, read_out="lifted" if images else "linear")
+        lifted = ("read_out", ("lifted",))
+        chosen.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
+        return chosen
 
     def law(self) -> Family:
         least = {} if self.least_precision is None else {"least_precision": self.least_precision}
@@ -158,9 +167,9 @@ class BLL(Method):
         return family_class(self.family)(**fields.get(self.family, {}))
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
-        self.check_fit(task)
         slices = plan(model, task.sample)
-        law, lift, count = self.law(), self.read_out == "lifted", len(slices.bodies)
+        lift = self.fitted(task, slices.features).read_out == "lifted"
+        law, count = self.law(), len(slices.bodies)
         # Where a mean is linear in the network's output, the block keeps its activation: else it would have none.
         ends = [(body, None) if law.linear else opened(body) for body in slices.bodies]
         latents = [

@@ -19,7 +19,7 @@ from sidestep.studies.study import Grid, Row, Study
 QUESTION = "Does BLL earn anything over greedy cross-entropy?"
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
 SIGMOID, RELU, LEARNED = "sigmoid", "ReLU", "ReLU, learned read-outs"
-FAMILIES = {BERNOULLI: "train bll", GAUSSIAN: "train bll --family gaussian"}
+FAMILIES = {BERNOULLI: "train bll --family bernoulli", GAUSSIAN: "train bll --family gaussian"}
 DRAWN = {f"{name}, answer of 16 draws": f"{words} --draws 16" for name, words in FAMILIES.items()}
 OTHERS = {
     LIFTED: "train bll --family gaussian --read-out lifted",

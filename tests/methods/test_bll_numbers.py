@@ -67,7 +67,7 @@ def objective(chain: Chain, x: Tensor, y: Tensor, m: float, w: float) -> Tensor:
 
 def test_gradients_are_those_of_the_objective_written_out() -> None:
     """Tolerance: sums over latents and samples are taken in another order, some 1e-6 relative in float32."""
-    made = engine(BLL(m=0.7, kl_weight=0.3, likelihood="plug-in"))
+    made = engine(BLL(family="bernoulli", m=0.7, kl_weight=0.3, likelihood="plug-in"))
     x, y = data()
     found = made.gradients((x, y))
     parameters = dict(made.chain.named_parameters())
@@ -112,6 +112,7 @@ def test_a_precision_that_is_learnt_is_that_of_the_errors() -> None:
     [
         (BLL(likelihood="closed"), "got likelihood='closed' for targets that are numbers"),
         (BLL(detach="both"), "got detach='both' for targets that are numbers"),
+        (BLL(read_out="lifted"), "got read_out='lifted' for targets that are numbers"),
         (BLL(label_smoothing=0.1), r"got label_smoothing=0\.1 for targets that are numbers"),
     ],
 )
@@ -121,7 +122,7 @@ def test_what_is_of_classes_only_is_refused_when_it_is_built(method: BLL, messag
 
 
 def test_messages_are_centred_over_the_batch() -> None:
-    made = engine(BLL())
+    made = engine(BLL(family="bernoulli"))
     twin = made.chain.blocks[-1].extras["twin"]
     assert isinstance(twin, Twin) and twin.classes == 0
     said = twin.messages(twin(data()[1]))

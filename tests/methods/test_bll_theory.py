@@ -24,7 +24,7 @@ from sidestep.methods.bll import BLL
 from sidestep.methods.bll_theory import bound_and_gap, weight_angle
 from sidestep.methods.latent_block import parts
 from sidestep.methods.local_ce import LocalCE
-from tests.conftest import CLASSES, sgd
+from tests.conftest import CLASSES, linear_bll, sgd
 from tests.families.laws import latent_fields
 
 
@@ -39,7 +39,7 @@ def flat_engine(method: BLL) -> tuple[Streaming, Tensor]:
 
 def test_angles_are_those_to_the_networks_own_jacobian() -> None:
     """The first block's messages, set to the Jacobian, then against it, then to what is orthogonal to it."""
-    engine, x = flat_engine(BLL(twin="linear"))
+    engine, x = flat_engine(linear_bll(twin="linear"))
     first, second, last = engine.chain.blocks
     latents = [parts(block)[0] for block in (first, second, last)]
     own = parts(last)[1]
@@ -68,12 +68,13 @@ def test_angles_are_those_to_the_networks_own_jacobian() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        BLL(family="gaussian"),
-        BLL(read_out="lifted", twin="mirror"),
-        BLL(predict="classifier"),
-        BLL(family="categorical", states=3),
+        BLL(),
+        linear_bll(family="gaussian"),
+        linear_bll(read_out="lifted", twin="mirror"),
+        linear_bll(predict="classifier"),
+        linear_bll(family="categorical", states=3),
     ],
-    ids=["gaussian", "lifted", "classifier", "categorical"],
+    ids=["default", "gaussian", "lifted", "classifier", "categorical"],
 )
 def test_a_twin_drawn_by_itself_knows_little_of_the_forward_weights(method: BLL) -> None:
     """Random directions in some 24 numbers: all within 50 degrees of orthogonal, on average within 10."""
@@ -114,10 +115,10 @@ def test_the_angle_between_a_mirror_and_the_weights_it_goes_back_over(conv: bool
 
 
 def test_a_mirror_alone_has_weights_to_compare() -> None:
-    engine, x = flat_engine(BLL(twin="mirror"))
+    engine, x = flat_engine(linear_bll(twin="mirror"))
     found = diagnosed(engine, x)["weight_angle"]
     assert [a is None for a in found] == [False, False, True] and all(30 < a < 150 for a in found[:2] if a is not None)
-    assert "weight_angle" not in diagnosed(*flat_engine(BLL()))
+    assert "weight_angle" not in diagnosed(*flat_engine(linear_bll()))
 
 
 # ---------------------------------------------------------------------------------- bounds measured
@@ -157,7 +158,7 @@ def test_a_bound_at_the_posterior_has_no_gap() -> None:
 @pytest.mark.parametrize("family", ["bernoulli", "gaussian", "categorical", "laplace"])
 def test_at_m_of_0_the_bound_is_the_expected_price_under_alpha(family: Any) -> None:
     """KL is 0, whatever the messages; and a block's own diagnostics are of its own read-out and latents."""
-    method = BLL(**latent_fields(family), m=0.0)
+    method = linear_bll(**latent_fields(family), m=0.0)
     engine, x = flat_engine(method)
     found = diagnosed(engine, x)
     for k, block in enumerate(engine.chain.blocks):
@@ -190,5 +191,5 @@ def diagnosed(engine: Streaming, x: Tensor) -> Mapping[str, Sequence[float | Non
 
 
 def test_a_method_without_a_theory_of_its_own_has_no_diagnostics() -> None:
-    engine, x = flat_engine(BLL())
+    engine, x = flat_engine(linear_bll())
     assert LocalCE().diagnostics(engine.chain, Batch(x, None), engine.task) == {}
