@@ -81,6 +81,7 @@ def measure(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object
         "isolated": isolated,
         "agrees": agrees and isolated == expected_isolated,
         "gradients_cross": derived.gradients_cross,
+        "down": [str(p) for p in engine.program if p.order == "down"],  # what later blocks send
         "blocks": blocks,
         "shared": [f"hub.{name}" for name, _ in chain.hub.named_parameters()] if trained_hub and chain.hub else [],
         "shared_depends_on": shared_depends,
@@ -126,8 +127,8 @@ def run(config: TrainConfig) -> dict[str, object]:
 
 def audit_text(found: dict[str, object]) -> str:
     """The verdict in words, and one line per block."""
-    blocks, shared = found["blocks"], found["shared"]
-    assert isinstance(blocks, list) and isinstance(shared, list)
+    blocks, shared, down = found["blocks"], found["shared"], found["down"]
+    assert isinstance(blocks, list) and isinstance(shared, list) and isinstance(down, list)
     lines = [f"{found['method']}, {found['model']} in {found['count']} blocks, on {found['data']}"]
     if found["isolated"]:
         lines.append("isolated: every block's loss reaches its own parameters only")
@@ -141,6 +142,8 @@ def audit_text(found: dict[str, object]) -> str:
         reaches = reaches if b["has_loss"] else "(no loss of its own)"
         note = "" if b["agrees"] else "  <-- the program says otherwise"
         lines.append(f"{b['block'] + 1:>5}  {reaches:<28} {numbers(b['depends_on_later']) or 'none':<28}{note}")
+    if down and any(b["depends_on_later"] for b in blocks):
+        lines.append(f"later blocks send: {', '.join(down)}")
     if shared:
         lines.append(f"shared: {', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}")
     lines.append("measured and derived agree" if found["agrees"] else "MEASURED CONTRADICTS DERIVED")

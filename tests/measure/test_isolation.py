@@ -12,10 +12,12 @@ from sidestep.core.block import Chain
 from sidestep.core.cell import Cell
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
+from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Task
 from sidestep.measure.isolation import audit_text, measure, numbers
 from sidestep.methods.backprop import Backprop
+from sidestep.methods.bll import BLL
 from sidestep.methods.local_ce import LocalCE
 from sidestep.methods.local_heads import read_out
 from sidestep.methods.sid import SID
@@ -226,7 +228,7 @@ def test_blocks_are_counted_from_1_for_people(blocks: list[int], text: str) -> N
     assert numbers(blocks) == text
 
 
-def described(method: LocalCE | Backprop) -> str:
+def described(method: Method) -> str:
     about = {"method": "m", "model": "net", "count": 3, "data": "d"}
     return audit_text(measure(engine_for(method), some_batch()) | about)
 
@@ -238,6 +240,14 @@ def test_the_verdict_is_said_in_words() -> None:
     crossing = described(Backprop())
     assert "\nnot isolated: losses reach the parameters of other blocks\n" in crossing
     assert "(no loss of its own)" in crossing
+    assert "\nlater blocks send: Down(backward)\n" in crossing
+
+
+def test_what_an_update_depends_on_is_named() -> None:
+    """A twin's messages, which are no gradients; with a twin of one map a block nothing is sent down."""
+    chained, alone = described(BLL()), described(BLL(twin="linear"))
+    assert "\nisolated: " in chained and "\nlater blocks send: Down(feedback)\n" in chained
+    assert "later blocks send" not in alone + described(LocalCE())
     leaking = described(LeakBackward())
     assert leaking.count("<-- the program says otherwise") == 2
     assert leaking.endswith("MEASURED CONTRADICTS DERIVED")

@@ -35,14 +35,15 @@ def test_isolated_blocks_make_a_diagonal_and_an_empty_triangle() -> None:
 
 def test_backprop_has_one_loss_that_reaches_everything() -> None:
     rows = blocks([[], [], [0, 1, 2]], [[1, 2], [2], []])
-    seen = audit(found(isolated=False, blocks=3) | {"blocks": rows})
+    seen = audit(found(isolated=False, blocks=3) | {"blocks": rows, "down": ["Down(backward)"]})
     assert seen.verdict == "Not isolated"
     assert seen.reach[2] == ("3", ["other", "other", "own"]) and seen.reach[0] == ("1", ["none"] * 3)
     assert seen.later == [("1", ["other", "other"]), ("2", ["", "other"])]
     assert seen.words[:3] == [
         "The loss of block 3 reaches the parameters of other blocks.",
         "No loss is taken at blocks 1 and 2.",
-        "The update of each of blocks 1 and 2 changes when a later block is perturbed.",
+        "The update of each of blocks 1 and 2 changes when a later block is perturbed. Later blocks send: "
+        "Down(backward).",
     ]
 
 
