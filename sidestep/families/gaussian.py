@@ -54,9 +54,6 @@ class Gaussian(Family):
     def mean_told(self, natural: Tensor) -> Tensor:
         return self.mean_latent(natural)
 
-    def mean_of(self, raw: Tensor) -> Tensor:
-        return halves(at_least_float32(raw))[0]
-
     def tilted(self, a: Tensor, b: Tensor, m: float = 1.0) -> Tensor:
         """A message is of the location alone: a read-out that is quadratic in z made training diverge.  b: (..., D)."""
         potential, lam = halves(at_least_float32(a))

@@ -220,33 +220,26 @@ class BLL(Method):
         law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
-        if not cell.training:
-            found = block.net(h)
-            told = latents.told(found)
-            passed = latents.features(told)
+        found = block.net(h)
+        raw = latents.raw(found) if cell.training else None
+        told = latents.told(found, raw)
+        passed = latents.features(told)
+        if raw is None:
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
             return Emit(send=(passed,), logits=answer_of(latents, found, told, weights, lift, self.draws))
         assert messages is not None
-        raw, linear = latents.raw(block.net(h)), [] if lift else [messages]
-
-        def at_mean(raw: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-            told = law.mean_of(raw)
-            return told, *(inner(told, w) for w in weights)
-
         predicts = self.predicts(cell.task)
-        told, *logits = tiled(lambda: at_mean, [raw], linear if predicts else [])
-        passed = latents.features(told)
-        own = self.own(cell, messages, lambda: self.lifted(cell, told, weights, at_mean=True) if lift else logits[0])
+        own = self.own(cell, messages, lambda: self.answer(cell, told, weights, at_mean=True))
         if lift and not predicts and not self.draws and any(True for _ in lift.buffers()):
             with torch.no_grad():  # for its running statistics alone
-                self.lifted(cell, told.detach(), weights, at_mean=True)
+                self.answer(cell, told.detach(), weights, at_mean=True)
 
         def make() -> Rows:
             random = cell.generator()
             return lambda raw, own, *weights: self.matched(law, m, random, law.to_natural(raw), own, *weights)
 
-        far, seen, *of_rho = tiled(make, [raw, own], linear)
+        far, seen, *of_rho = tiled(make, [raw, own], [] if lift else [messages])
         miss = self.miss(cell, seen, weights)
         loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
         if "classifier" in block.extras:
@@ -313,17 +306,16 @@ class BLL(Method):
         _, _, lift = parts(cell.block)
         if self.likelihood == "closed":
             return (cell.target(self.label_smoothing) * seen).sum(-1)
-        answer = self.lifted(cell, seen, weights, at_mean=False) if lift else seen
+        answer = self.answer(cell, seen, weights, at_mean=False) if lift else seen
         return surprise(cell, answer, self.label_smoothing)
 
-    def lifted(self, cell: Cell, told: Tensor, weights: Tensor | None, *, at_mean: bool) -> Tensor:
-        """What the learned map answers to t(z) or its mean, (..., S, D): logits (..., C), or what a regression wants.
+    def answer(self, cell: Cell, told: Tensor, weights: Tensor | None, *, at_mean: bool) -> Tensor:
+        """What the read-out makes of t(z) or its mean, (..., S, D): logits (..., C), or what a regression wants.
 
-        Its running statistics are of what it gets at inference: the mean of alpha, or samples where answers are drawn.
+        A learned map's running statistics are of what it gets at inference: alpha's mean, or samples for answers drawn.
         """
         latents, _, lift = parts(cell.block)
-        assert lift is not None
-        with frozen_statistics(lift) if at_mean == bool(self.draws) else nullcontext():
+        with frozen_statistics(lift) if lift and at_mean == bool(self.draws) else nullcontext():
             return read(latents, told, weights, lift)
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:

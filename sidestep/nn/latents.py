@@ -83,9 +83,14 @@ class Latents(nn.Module):
             mapped = torch.cat([h, mapped], -1 if self.tokens else 1)
         return self.by_position(mapped)
 
-    def told(self, h: Tensor) -> Tensor:
-        """E[t(z)] of the block's output, (B, *shape), as (..., S, D).  Where the features are the mean, those alone."""
-        return at_least_float32(self.by_position(h)) if self.family.linear else self.family.mean_of(self.raw(h))
+    def told(self, h: Tensor, raw: Tensor | None = None) -> Tensor:
+        """E[t(z)] of the block's output, (B, *shape), as (..., S, D); where features are the mean, those.
+
+        raw: of that output, where it is known already.
+        """
+        if self.family.linear:
+            return self.by_position(h)
+        return self.family.mean_of(self.raw(h) if raw is None else raw)
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
