@@ -146,13 +146,13 @@ class BLL(Method):
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
         if isinstance(task, Regression):
-            for name, value, only in (
-                ("likelihood", self.likelihood, "closed"),
-                ("detach", self.detach, "both"),
-                ("read_out", self.read_out, None if self.read_out == "auto" else self.read_out),
-                ("label_smoothing", self.label_smoothing, self.label_smoothing or None),
+            for name, value, refused in (
+                ("likelihood", self.likelihood, self.likelihood == "closed"),
+                ("detach", self.detach, self.detach == "both"),
+                ("read_out", self.read_out, self.read_out != "auto"),
+                ("label_smoothing", self.label_smoothing, self.label_smoothing > 0),
             ):
-                if value == only:
+                if refused:
                     raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
             return self
         images = any(len(shape) == 3 for shape in shapes)

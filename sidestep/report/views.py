@@ -50,7 +50,8 @@ def audit(found: dict[str, Any]) -> Audit:
     if silent:
         words.append(f"No loss is taken at {named(silent)}.")
     if dependent:
-        sent = f" Later blocks send: {', '.join(down)}." if (down := found.get("down")) else ""
+        down = found.get("down")  # which audits of earlier runs do not have
+        sent = f" Later blocks send: {', '.join(down)}." if down else ""
         words.append(f"The update of {each(dependent, count)} changes when a later block is perturbed.{sent}")
     else:
         words.append("No block’s update changes when a later block is perturbed.")
