@@ -21,9 +21,10 @@ from sidestep.families.family import at_least_float32
 from .latents import Latents, by_position
 
 TwinKind = Literal["linear", "mlp", "mirror"]
-"""linear: one map per block, straight from the one-hot class, no chain (as released).  mlp: states (C, W), a hidden
-layer a block.  mirror: the forward network's shapes, reversed: a state looks like the block's features, (C, *shape),
-or like those of a token where each has a label of its own."""
+"""linear: one map per block, straight from the one-hot class, no chain (as released).  mlp: states (C, W); the last
+block's is a hidden layer on the classes, and each block before adds a Kth of one of its own, K being the number of
+blocks.  mirror: the forward network's shapes, reversed: a state looks like the block's features, (C, *shape), or like
+those of a token where each has a label of its own."""
 
 
 PROBES = 256  # samples by which the scale of messages about numbers is set
@@ -84,17 +85,43 @@ def twins(
         step: nn.Module = nn.Identity()
         if kind != "linear":
             step, dense = nn.Sequential(backwards(state.shape[1:], shape, dense), nn.ReLU()), True
+            if kind == "mlp" and made:
+                step = Residual(step, 1 / len(latents))
         say = pointwise(shape, own.channels)
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
         with torch.no_grad():
             state = step(state)
-            # What is said starts out as large as the weights of a linear read-out of as many features.  A narrow
-            # state may be 0 for all classes.
-            if (spread := say(state).std(0).mean()) > 0:
-                say.weight /= own.channels**0.5 * spread
+            begin(say, say(state), own.channels)
+            if embed is not None:
+                begin(embed, embed(state.flatten(1)), lifted)
         read = None if embed is None else reading(embed, dense)
         made.append(Twin(step, reading(say, dense), own, targets if one_hot else 0, read))
     return made[::-1]
+
+
+def begin(layer: nn.Linear | nn.Conv2d, says: Tensor, features: int) -> None:
+    """Scales a layer so that what it says of the classes begins as a linear classifier of so many features does.
+
+    That is uniform within 1/sqrt(D), so of deviation 1/sqrt(3 D).  says: of every class, as it is, (C, ...).
+    """
+    # A narrow state may be 0 for all classes.
+    if (spread := says.std(0).mean()) > 0:
+        layer.weight /= (3 * features) ** 0.5 * spread
+
+
+class Residual(nn.Module):
+    """Adds a share of what a layer makes of a state to that state.
+
+    All layers of a chain learn at once, each from its own block, so that what the first block is told moves with every
+    layer after: through 64 plain ones it was noise.  Shares of 1/K let it move about as far as one layer does.
+    """
+
+    def __init__(self, layer: nn.Module, share: float) -> None:
+        super().__init__()
+        self.layer, self.share = layer, share
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state + self.share * self.layer(state)
 
 
 class Equalised(nn.Module):

@@ -57,10 +57,12 @@ def softplus(x: float) -> float:
 Rows = list[list[float]]
 X: Rows = [[1.0, -0.5], [0.3, 2.0]]
 Y = [0, 1]
-SAY, STEP = {"S": "extras.twin.say.layer.weight"}, "extras.twin.step.0"
-NAMES = [  # of blocks 1 and 2; what reads a dense state is wrapped
-    {"W": "net.0.weight", "c": "net.0.bias", "V": f"{STEP}.layer.weight", "d": f"{STEP}.layer.bias", **SAY},
-    {"W": "net.2.weight", "c": "net.2.bias", "V": f"{STEP}.weight", "d": f"{STEP}.bias", **SAY},
+STEP = "extras.twin.step"
+SHARED = {"S": "extras.twin.say.layer.weight"}
+NAMES = [  # of blocks 1 and 2; what reads a dense state is wrapped, and what adds to one
+    {"W": "net.0.weight", "c": "net.0.bias", "V": f"{STEP}.layer.0.layer.weight", "d": f"{STEP}.layer.0.layer.bias"}
+    | SHARED,
+    {"W": "net.2.weight", "c": "net.2.bias", "V": f"{STEP}.0.weight", "d": f"{STEP}.0.bias"} | SHARED,
 ]
 BLOCKS: list[dict[str, Rows]] = [
     {
@@ -96,13 +98,14 @@ class ByHand(NamedTuple):
 
 
 def by_hand(
-    own: dict[str, Rows], h: Rows, above: Rows, m: float, w: float, detach: str = "none", likelihood: Any = "plug-in"
+    n: int, h: Rows, above: Rows, m: float, w: float, detach: str = "none", likelihood: Any = "plug-in"
 ) -> ByHand:
-    """One block's objective, the mean over samples, and its gradients, a number at a time."""
+    """Block n's objective, the mean over samples, and its gradients, a number at a time."""
+    own, keeps, share = BLOCKS[n], (1, 0)[n], (1 / 2, 1)[n]  # the first block adds half a layer to the state above
     W, (c,), V, (d,), S = (own[name] for name in "WcVdS")
     units, classes, hidden = range(len(W)), range(2), range(2)
     pre = [[sum(V[i][k] * above[y][k] for k in classes) + d[i] for i in hidden] for y in classes]
-    u = [[max(x, 0.0) for x in row] for row in pre]
+    u = [[keeps * above[y][i] + share * max(pre[y][i], 0.0) for i in hidden] for y in classes]
     said = [[sum(S[j][i] * u[y][i] for i in hidden) for j in units] for y in classes]
     b = [[said[y][j] - (said[0][j] + said[1][j]) / 2 for j in units] for y in classes]
     kl, miss, alphas = 0.0, 0.0, []
@@ -141,7 +144,7 @@ def by_hand(
                 db[k][j] += (by_b[k] + (k == y) * to_b) / 2
         da.append(row)
     ds = [[db[y][j] - (db[0][j] + db[1][j]) / 2 for j in units] for y in classes]
-    dpre = [[sum(ds[y][j] * S[j][i] for j in units) * (pre[y][i] > 0) for i in hidden] for y in classes]
+    dpre = [[share * sum(ds[y][j] * S[j][i] for j in units) * (pre[y][i] > 0) for i in hidden] for y in classes]
     gradients = {
         "W": [[sum(da[n][j] * h[n][i] for n in range(2)) for i in range(2)] for j in units],
         "c": [[da[0][j] + da[1][j] for j in units]],
@@ -179,8 +182,8 @@ def assert_equals(found: Tensor, expected: Rows) -> None:
 )
 def test_loss_and_every_gradient_of_two_blocks_by_hand(m: float, w: float, detach: str, likelihood: Any) -> None:
     engine = two_blocks(m=m, kl_weight=w, detach=detach, likelihood=likelihood)
-    second = by_hand(BLOCKS[1], by_hand(BLOCKS[0], X, ONE_HOT, m, w).alpha, ONE_HOT, m, w, detach, likelihood)
-    first = by_hand(BLOCKS[0], X, second.u, m, w, detach, likelihood)
+    second = by_hand(1, by_hand(0, X, ONE_HOT, m, w).alpha, ONE_HOT, m, w, detach, likelihood)
+    first = by_hand(0, X, second.u, m, w, detach, likelihood)
     batch = torch.tensor(X), torch.tensor(Y)
     found = engine.gradients(batch)
     assert len(found) == 10
@@ -199,9 +202,9 @@ def test_loss_and_every_gradient_of_two_blocks_by_hand(m: float, w: float, detac
 def test_messages_of_two_blocks_by_hand() -> None:
     """u_2(0) = relu(0.9 + 0.1, -0.6 + 0.2) = (1, 0), u_2(1) = relu(-0.3, 0.7) = (0, 0.7), and so b_2 = +-0.575.
 
-    u_1(0) = relu(0.6 - 0.1, 0.4 + 0.05), u_1(1) = relu(-0.59, 0.84 + 0.05).
+    u_1(0) = u_2(0) + relu(0.6 - 0.1, 0.4 + 0.05) / 2, u_1(1) = u_2(1) + relu(-0.59, 0.84 + 0.05) / 2.
     """
-    assert_equals(torch.tensor(by_hand(BLOCKS[1], X, ONE_HOT, 1, 1).b), [[0.575], [-0.575]])
+    assert_equals(torch.tensor(by_hand(1, X, ONE_HOT, 1, 1).b), [[0.575], [-0.575]])
     chain = two_blocks().chain.blocks
     states: list[Tensor] = [torch.eye(2)]
     for block in reversed(chain):
@@ -209,12 +212,12 @@ def test_messages_of_two_blocks_by_hand() -> None:
         assert isinstance(twin, Twin)
         states.append(twin(states[-1]))
     assert_equals(states[1], [[1.0, 0.0], [0.0, 0.7]])
-    assert_equals(states[2], [[0.5, 0.45], [0.0, 0.89]])
+    assert_equals(states[2], [[1.25, 0.225], [0.0, 1.145]])
     first, second = (block.extras["twin"] for block in chain)
     assert isinstance(first, Twin) and isinstance(second, Twin)
     assert_equals(second.messages(states[1])[:, 0], [[0.575], [-0.575]])
-    # Said: (0.55 - 0.405, -0.1 + 0.315) = (0.145, 0.215) and (-0.801, 0.623).
-    assert_equals(first.messages(states[2])[:, 0], [[0.473, -0.204], [-0.473, 0.204]])
+    # Said: (1.375 - 0.2025, -0.25 + 0.1575) = (1.1725, -0.0925) and (-1.0305, 0.8015).
+    assert_equals(first.messages(states[2])[:, 0], [[1.1015, -0.447], [-1.1015, 0.447]])
 
 
 @pytest.mark.usefixtures("double")

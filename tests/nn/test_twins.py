@@ -62,12 +62,13 @@ def test_a_linear_twin_reads_the_classes_themselves_and_has_one_map() -> None:
 
 
 @every_shape
-def test_an_mlp_twins_states_are_one_hidden_layer_further_down_each(shapes: list[tuple[int, ...]]) -> None:
+def test_an_mlp_twins_states_grow_by_a_kth_of_a_hidden_layer_each(shapes: list[tuple[int, ...]]) -> None:
     _, chain = chain_of("mlp", shapes)
     state = torch.eye(CLASSES)
     for twin in reversed(chain):
         (layer,) = (m for m in twin.step.modules() if isinstance(m, nn.Linear))
-        expected = F.linear(state * scale(twin.step), layer.weight, layer.bias).relu()
+        found = F.linear(state * scale(twin.step), layer.weight, layer.bias).relu()
+        expected = found if twin is chain[-1] else state + found * (1 / 3)
         state = twin(state)
         assert state.shape == (CLASSES, WIDTH)
         assert torch.equal(state, expected)
@@ -201,13 +202,23 @@ def test_a_mirrors_messages_differ_by_position_and_are_laid_out_as_the_features_
 @every_kind
 @every_shape
 @every_law
-def test_what_is_said_starts_at_one_over_the_root_of_the_width(
+def test_read_outs_begin_with_the_deviation_of_a_linear_layers_weights(
     law: Family, shapes: list[tuple[int, ...]], kind: TwinKind
 ) -> None:
-    latents, chain = chain_of(kind, shapes, law)
+    """Uniform within 1/sqrt(D) as nn.Linear has it, whose variance is 1/(3 D)."""
+    latents, chain = chain_of(kind, shapes, law, lifted=7)
     for own, twin, state in zip(latents, chain, states_of(chain), strict=True):
-        spread = twin.say(state).std(0).mean()
-        torch.testing.assert_close(spread, torch.tensor(own.channels**-0.5), rtol=1e-4, atol=0.0)  # float32 sums
+        for spread, features in ((twin.say(state).std(0), own.channels), (twin.embeddings(state).std(0), 7)):
+            # A mean of float32 deviations.
+            torch.testing.assert_close(spread.mean(), torch.tensor((3 * features) ** -0.5), rtol=1e-4, atol=0.0)
+
+
+def test_a_chain_of_64_still_tells_its_last_blocks_classes_apart_as_its_first_ones() -> None:
+    """Layers add to a state, so that it keeps what the classes were."""
+    _, chain = chain_of("mlp", [(8,)] * 64)
+    with torch.no_grad():
+        first, *_, last = (state - state.mean(0) for state in states_of(chain))
+    assert bool((F.cosine_similarity(last, first) > 0.5).all())
 
 
 def test_a_state_so_narrow_that_it_is_0_for_all_classes_says_nothing_and_no_nan() -> None:
