@@ -17,13 +17,16 @@ from sidestep.studies.study import Grid, Machine, Row, Study
 QUESTION = "Does credit pass between blocks that learn by themselves?"
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LATENTS = "train bll --family gaussian --likelihood sample"
-ASKED = {BLL: LATENTS, GREEDY: "train local_ce", BACKPROP: "train backprop"}
+LOCAL = {BLL: LATENTS, GREEDY: "train local_ce"}
+WHOLE = {BACKPROP: "train backprop"}
 FURTHER = {"BLL, bootstrapped": f"{LATENTS} --bootstrap", "SID": "train sid"}
-ARMS = {**ASKED, **FURTHER}
+ARMS = {**LOCAL, **WHOLE, **FURTHER}
 SOLVED = 0.99
-TASKS = {"reversal": "reversal", "1 hop": "pointers-1", "2 hops": "pointers-2", "4 hops": "pointers-4"}
+DEEP = {"2 hops": "pointers-2", "4 hops": "pointers-4"}
+TASKS = {"reversal": "reversal", "1 hop": "pointers-1", **DEEP}
 CHARACTERS = "characters"
 LAYERS = 20
+UNCUT = "no cut"
 
 
 def page(rows: Sequence[Row]) -> Page:
@@ -34,11 +37,20 @@ def page(rows: Sequence[Row]) -> Page:
     return Page(QUESTION, text, [section(task, its) for task, its in found.items()], rows)
 
 
+def by_cut(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """The rows of every arm for every way to cut; backprop is the same at each."""
+    found = {
+        cut: {arm: pick(rows, arm=arm) if arm in WHOLE else pick(rows, arm=arm, cut=cut) for arm in ARMS}
+        for cut in names(rows, "cut") or [UNCUT]
+    }
+    return {cut: {arm: its for arm, its in arms.items() if its} for cut, arms in found.items()}
+
+
 def credit(task: str, rows: Sequence[Row]) -> list[str]:
     """Who solves it, and where credit passed: a sentence for every way to cut."""
     found: list[str] = []
-    for cut in names(rows, "cut"):
-        ends = {arm: (of_block(its, 0), of_block(its, -1)) for arm in ARMS if (its := pick(rows, cut=cut, arm=arm))}
+    for cut, arms in by_cut(rows).items():
+        ends = {arm: (of_block(its, 0), of_block(its, -1)) for arm, its in arms.items()}
         solved = [arm for arm, (_, last) in ends.items() if last is not None and last >= SOLVED]
         passed = [arm for arm in solved if (first := ends[arm][0]) is not None and first < SOLVED]
         late = f"; after a first block that does not: {', '.join(passed)}" if passed else ""
@@ -62,13 +74,11 @@ def characters(rows: Sequence[Row]) -> str:
 
 def section(task: str, rows: Sequence[Row]) -> Section:
     tables: list[tuple[str, Table]] = []
-    for cut in names(rows, "cut"):
-        arms = {arm: its for arm in ARMS if (its := pick(rows, cut=cut, arm=arm))}
+    for cut, arms in by_cut(rows).items():
         columns: list[tuple[str, Value, Format]] = [("test accuracy, %", "test_accuracy", PERCENT)]
         if task == CHARACTERS:
             columns.append(("validation loss, nats", "val_loss", fixed(4)))
-        if arms:
-            tables.append((cut, table(arms, columns, further=[*by_block(arms), *sizes(arms)])))
+        tables.append((cut, table(arms, columns, further=[*by_block(arms), *sizes(arms)])))
     return Section(task, "Accuracies are shares of tokens. An empty cell is a block without a read-out.", tables)
 
 
@@ -90,14 +100,16 @@ SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # dig
 SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}
 
 
-def generated(arms: Mapping[str, str]) -> Grid:
+CUTS = {"cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)}}
+
+
+def generated(
+    arms: Mapping[str, str], cuts: Mapping[str, Mapping[str, str]] = CUTS, tasks: Mapping[str, str] = TASKS
+) -> Grid:
     return Grid(
         arms,
         NETWORK,
-        {
-            "task": {name: f"--data {data}" for name, data in TASKS.items()},
-            "cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)},
-        },
+        {"task": {name: f"--data {data}" for name, data in tasks.items()}, **cuts},
         SEEDS,
         candidates=RATES,
         trial=f"--data pointers-1 --blocks {LAYERS} --epochs 3",
@@ -108,9 +120,10 @@ def generated(arms: Mapping[str, str]) -> Grid:
 STUDY = Study(
     QUESTION,
     [
-        generated(ASKED),
+        generated(LOCAL),
+        generated(WHOLE, {}),
         Grid(
-            ASKED,
+            {**LOCAL, **WHOLE},
             GPT,
             {"task": {CHARACTERS: ""}, "cut": {"6 blocks": ""}},
             SEEDS,
@@ -118,7 +131,7 @@ STUDY = Study(
             trial="--epochs 3",
             smoke=SMALL,
         ),
-        generated(FURTHER),
+        generated(FURTHER, tasks=DEEP),
     ],
     page,
 )

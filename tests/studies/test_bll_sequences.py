@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll_sequences import ARMS, BACKPROP, BLL, CHARACTERS, GREEDY, page
+from sidestep.studies.bll_sequences import ARMS, BACKPROP, BLL, CHARACTERS, GREEDY, WHOLE, page
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -14,7 +14,7 @@ def row(
     arm: str, before: list[float | None], last: float, task: str = "4 hops", seed: int = 0, **more: Any
 ) -> dict[str, Any]:
     """before: the accuracy of every block but the last, None where it has no read-out."""
-    labels = {"arm": arm, "task": task, "cut": "3 blocks"}
+    labels = {"arm": arm, "task": task} | ({} if arm in WHOLE and task != CHARACTERS else {"cut": "3 blocks"})
     return trained(labels, last, seed, block_test_accuracy=[*before, last], **more)
 
 
