@@ -125,6 +125,8 @@ class BLL(Method):
             raise ValueError("got draws with predict='classifier', which reads the mean; use predict='twin'.")
         if not 0 <= self.m_warmup < 1:
             raise ValueError(f"got m_warmup={self.m_warmup}, expected a share of training in [0, 1).")
+        if self.m_warmup and not any(mixing(self.m).values):
+            raise ValueError(f"got m_warmup={self.m_warmup} with m=0, to which nothing climbs; leave it out.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
         if not 0 <= self.kl_weight < math.inf:

@@ -20,7 +20,7 @@ from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Regression, Task
 from sidestep.nn.decoders import MapDecoder
-from sidestep.nn.heads import Head, HeadKind, check_hidden
+from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden
 from sidestep.nn.schedules import smoothings
 
 
@@ -37,6 +37,7 @@ class LocalHeads(Method, ABC):
     def __post_init__(self) -> None:
         smoothings(self.label_smoothing)
         check_hidden(self.head_width, self.head_depth)
+        self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
         if self.last not in ("classifier", "head"):
             raise ValueError(f"got last={self.last!r}, expected classifier or head.")
 

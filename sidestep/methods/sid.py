@@ -49,7 +49,7 @@ from sidestep.nn.beliefs import (
     read_out,
     uniform,
 )
-from sidestep.nn.heads import Head, HeadKind, Pool, check_hidden, pooled_width
+from sidestep.nn.heads import HIDDEN, Head, HeadKind, Pool, check_hidden, pooled_width
 from sidestep.nn.schedules import PerBlock, alphas, remainders
 
 
@@ -80,6 +80,7 @@ class SID(Method):
         self.check_read(
             {"head": trunk, "head_width": trunk, "head_depth": trunk, "hidden": shared, "module_norm": shared}
         )
+        self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
         if self.belief not in get_args(Use):
             raise ValueError(f"got belief={self.belief!r}, expected one of {', '.join(get_args(Use))}.")
         if self.direction not in get_args(Direction):

@@ -27,6 +27,10 @@ def pooled_width(shape: torch.Size) -> int:
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
+HIDDEN = "head", ("auto", "conv", "mlp")
+"""The field, and its values, that read width and depth, as `Method.check_read` has it."""
+
+
 def check_hidden(width: int, depth: int) -> None:
     """Raises ValueError for hidden layers of a head that are none."""
     for name, value in (("head_width", width), ("head_depth", depth)):

@@ -774,6 +774,7 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
         ({"m_warmup": 1.0}, r"got m_warmup=1.0, expected a share of training in \[0, 1\)"),
         ({"m_warmup": -0.1}, "got m_warmup=-0.1, expected a share"),
         ({"m_warmup": math.nan}, "got m_warmup=nan, expected a share"),
+        ({"m_warmup": 0.5, "m": 0}, "got m_warmup=0.5 with m=0, to which nothing climbs; leave it out"),
         ({"kl_weight": -1.0}, "got kl_weight=-1.0, expected a finite number of at least 0"),
         ({"kl_weight": math.nan}, "got kl_weight=nan, expected a finite number"),
         ({"kl_weight": math.inf}, "got kl_weight=inf, expected a finite number"),

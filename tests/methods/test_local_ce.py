@@ -69,6 +69,8 @@ def test_settings_out_of_range_are_refused() -> None:
     head: Any = "tree"
     with pytest.raises(ValueError, match="got head='tree', expected one of"):
         engine_for(LocalCE(head=head))
+    with pytest.raises(ValueError, match="got head_width=64 with head='linear', which does not read it"):
+        LocalCE(head="linear", head_width=64)
     with pytest.raises(ValueError, match=r"got 2 values of alpha='1,0.5' for 3 blocks"):
         engine_for(LocalCE(label_smoothing="sid:1,0.5"))
 

@@ -287,6 +287,7 @@ def test_the_trunk_form_shares_nothing_and_leaves_the_classifier_out() -> None:
         ({"hidden": 512}, "got hidden=512 with form='trunk', which does not read it; leave it out, or use form=shared"),
         ({"module_norm": True}, "got module_norm=True with form='trunk', which does not read it"),
         ({"form": "shared", "head_width": 64}, "got head_width=64 with form='shared', .* or use form=trunk"),
+        ({"head": "linear", "head_depth": 2}, "got head_depth=2 with head='linear', .* use head=auto or conv or mlp"),
     ],
 )
 def test_fields_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
