@@ -113,7 +113,11 @@ def bll(
     for block, state in zip(chain.blocks, u, strict=False):
         extras = block.extras
         found = block.net(h.detach())
-        maps = extras["latents"].get_submodule("map")(found)
+        if family == "bernoulli":
+            maps = extras["latents"].get_submodule("map")(found)
+        else:
+            slope, offset = extras["latents"].parameters()
+            maps = slope[:, None, None] * found + offset[:, None, None]
         a, said = maps.flatten(2), extras["twin"].get_submodule("say")(state)
         positions = a.shape[-1]
         said = said[:, :, None].expand(-1, -1, positions) if said.dim() == 2 else said.flatten(2)

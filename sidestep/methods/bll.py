@@ -219,17 +219,15 @@ class BLL(Method):
     def match(self, cell: Cell, h: Tensor) -> Emit:
         """h: what is passed on of the latents before."""
         block, (latents, twin, lift) = cell.block, parts(cell.block)
-        law = latents.family
         m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
-        found = block.net(h)
-        raw = latents.raw(found) if cell.training else None
-        told = latents.told(found, raw)
+        raw = latents.raw(block.net(h))
+        told = latents.told(raw)
         passed = latents.features(told)
-        if raw is None:
+        if not cell.training:
             if "classifier" in block.extras:
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            return Emit(send=(passed,), logits=answer_of(latents, found, told, weights, lift, self.draws))
+            return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
         assert messages is not None
         predicts = self.predicts(cell.task)
         own = self.own(cell, messages, lambda: self.answer(cell, told, weights, at_mean=True))
@@ -237,11 +235,15 @@ class BLL(Method):
             with torch.no_grad():  # for its running statistics alone
                 self.answer(cell, told.detach(), weights, at_mean=True)
 
-        def make() -> Rows:
-            random = cell.generator()
-            return lambda raw, own, *weights: self.matched(law, m, random, law.to_natural(raw), own, *weights)
+        law, following = latents.family, list(latents.following)
 
-        far, seen, *of_rho = tiled(make, [raw, own], [] if lift else [messages])
+        def make() -> Rows:
+            random, n = cell.generator(), len(following)
+            return lambda raw, own, *shared: self.matched(
+                law, m, random, latents.natural(raw, *shared[:n]), own, *shared[n:]
+            )
+
+        far, seen, *of_rho = tiled(make, [raw, own], following if lift else [*following, messages])
         miss = self.miss(cell, seen, weights)
         loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
         if "classifier" in block.extras:

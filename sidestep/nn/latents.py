@@ -46,9 +46,11 @@ class Latents(nn.Module):
     """Makes a block's output (B, *shape) the natural parameters of its latents, and what is passed on of those.
 
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
-    (1 x 1 on feature maps), as for one that ends in a sum.  Where a mean is linear in a network's output, the features
-    are the mean, and the map is of what else there is.
-    per_token: a law for every token of (T, D).
+    (1 x 1 on feature maps), as for one that ends in a sum.  per_token: a law for every token of (T, D).
+
+    Where a mean is linear in a network's output, as a Gaussian's, the features are the mean, and nothing is mapped: a
+    unit's precision follows its own mean by a slope and an offset.  A map of all units doubled what a multilayer
+    perceptron costs.
     """
 
     def __init__(
@@ -66,35 +68,36 @@ class Latents(nn.Module):
         self.positions = 1 if per_token else shape.numel() // self.channels
         self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
-        if mapped or self.width != self.channels:
-            width = self.width - self.channels if family.linear else self.width
-            made = nn.Conv2d(self.channels, width, 1) if len(shape) == 3 else nn.Linear(self.channels, width)
-            # The network starts out as it is without latents; what a family has besides starts alike everywhere.
-            start = nn.init.zeros_ if family.linear else nn.init.eye_
-            start(made.weight.data.flatten(1))
+        self.following: nn.ParameterList = nn.ParameterList()  # slope and offset, (D,) each
+        if family.linear:
+            # Alike everywhere at the start.
+            self.following.extend(nn.Parameter(torch.zeros(self.channels)) for _ in range(2))
+        elif mapped or self.width != self.channels:
+            made = nn.Conv2d(self.channels, self.width, 1) if len(shape) == 3 else nn.Linear(self.channels, self.width)
+            # The network starts out as it is without latents.
+            nn.init.eye_(made.weight.data.flatten(1))
             assert made.bias is not None
             nn.init.zeros_(made.bias)
             self.map = made
 
     def raw(self, h: Tensor) -> Tensor:
-        """The block's output, (B, *shape), as what `Family.to_natural` takes, (..., S, N)."""
-        mapped = self.map(h)
-        if self.family.linear:
-            mapped = torch.cat([h, mapped], -1 if self.tokens else 1)
-        return self.by_position(mapped)
+        """The block's output, (B, *shape), as what `natural` takes, (..., S, D or N)."""
+        return self.by_position(self.map(h))
 
-    def told(self, h: Tensor, raw: Tensor | None = None) -> Tensor:
-        """E[t(z)] of the block's output, (B, *shape), as (..., S, D); where features are the mean, those.
+    def natural(self, raw: Tensor, *following: Tensor) -> Tensor:
+        """Natural parameters, (..., S, N).  following: this module's, handed over by whoever wants their gradients."""
+        if following:
+            slope, offset = following
+            raw = torch.cat([raw, slope * raw + offset], -1)
+        return self.family.to_natural(raw)
 
-        raw: of that output, where it is known already.
-        """
-        if self.family.linear:
-            return self.by_position(h)
-        return self.family.mean_of(self.raw(h) if raw is None else raw)
+    def told(self, raw: Tensor) -> Tensor:
+        """E[t(z)], (..., S, D), of `raw`."""
+        return raw if self.family.linear else self.family.mean_of(raw)
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
-        return self.family.to_natural(self.raw(h))
+        return self.natural(self.raw(h), *self.following)
 
     def by_position(self, x: Tensor) -> Tensor:
         """Channels of the block's shape, (B, N), (B, N, H, W) or (B, T, N), as (..., S, N)."""
@@ -124,7 +127,7 @@ class ReadOut(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output (B, *shape) to logits (..., C), or to a regression's answer."""
-        return answer_of(self.latents, h, self.latents.told(h), self.weights, self.lift, self.draws)
+        return answer_of(self.latents, self.latents.raw(h), self.weights, self.lift, self.draws)
 
 
 class Passed(nn.Module):
@@ -135,20 +138,18 @@ class Passed(nn.Module):
         self.latents = latents
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.latents.features(self.latents.told(h))
+        return self.latents.features(self.latents.told(self.latents.raw(h)))
 
 
-def answer_of(
-    latents: Latents, h: Tensor, told: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0
-) -> Tensor:
+def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0) -> Tensor:
     """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
 
     Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
-    for every input, so that an answer is a function of it.  h: the block's output; told: as `Latents.told` has it.
+    for every input, so that an answer is a function of it.  raw: of the block's output, as `Latents.raw` has it.
     """
     if not draws:
-        return read(latents, told, weights, lift)
-    family, natural = latents.family, latents(h)
+        return read(latents, latents.told(raw), weights, lift)
+    family, natural = latents.family, latents.natural(raw, *latents.following)
     random = torch.Generator(natural.device).manual_seed(0)
     sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
     answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]

@@ -126,13 +126,13 @@ def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
 def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    """The means are the features, and the map makes the precisions softplus(log(e^2 - 1)) = 2, and the least."""
+    """The means are the features, and the offset makes the precisions softplus(log(e^2 - 1)) = 2, and the least."""
     law = Gaussian()
     latents = of(law, *shape)
     assert latents.width == 4
-    assert isinstance(latents.map, nn.Linear | nn.Conv2d) and latents.map.bias is not None
+    _, offset = latents.following
     with torch.no_grad():
-        latents.map.bias.fill_((torch.tensor(2.0).exp() - 1).log())
+        offset.fill_((torch.tensor(2.0).exp() - 1).log())
     h, mu = torch.tensor([features]), torch.tensor(rows)
     precision = 2 + law.least_precision
     torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
@@ -140,7 +140,7 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
 
 
 def test_a_gaussian_is_told_without_its_precision() -> None:
-    """Inference is the network: a map of NaNs is not asked."""
+    """Inference is the network: slopes and offsets of NaN are not asked."""
     latents = of(Gaussian(), 3, 2, 2)
     for parameter in latents.parameters():
         nn.init.constant_(parameter, math.nan)
@@ -150,17 +150,18 @@ def test_a_gaussian_is_told_without_its_precision() -> None:
 
 
 @every_layout
-def test_a_gaussians_precision_is_linear_in_the_features(
+def test_a_gaussians_precision_follows_the_mean_of_its_own_channel(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    """With weights that swap the two channels, the precision of each is softplus of the other."""
+    """By slopes 1 and -2 and offsets 0 and 3: softplus of mu, and of 3 - 2 mu."""
     law = Gaussian()
     latents = of(law, *shape)
-    assert isinstance(latents.map, nn.Linear | nn.Conv2d)
     with torch.no_grad():
-        latents.map.weight.copy_(torch.eye(2).flip(0).view_as(latents.map.weight))
+        for parameter, values in zip(latents.following, ([1.0, -2.0], [0.0, 3.0]), strict=True):
+            parameter.copy_(torch.tensor(values))
     mu = torch.tensor(rows)
-    precision = (1 + mu.flip(1).exp()).log() + law.least_precision
+    follows = torch.stack([mu[:, 0], 3 - 2 * mu[:, 1]], 1)
+    precision = (1 + follows.exp()).log() + law.least_precision
     torch.testing.assert_close(latents(torch.tensor([features]))[0], torch.cat([precision * mu, precision], 1))
 
 
@@ -198,7 +199,8 @@ def test_a_map_of_the_blocks_own_is_pointwise_and_there_only_where_needed(
     latents = Latents(Bernoulli(), torch.Size(shape), mapped=mapped)
     assert type(latents.map) is kind
     assert sum(p.numel() for p in latents.parameters()) == (4 * 4 + 4 if mapped else 0)
-    assert type(Latents(Gaussian(), torch.Size(shape), mapped=False).map) is not nn.Identity
+    gaussian = Latents(Gaussian(), torch.Size(shape), mapped=mapped)
+    assert type(gaussian.map) is nn.Identity and sum(p.numel() for p in gaussian.parameters()) == 2 * 4
 
 
 def test_states_that_do_not_divide_the_channels_are_refused() -> None:
