@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page, Section
-from sidestep.report.tables import fixed
 from sidestep.studies import against, benches
-from sidestep.studies.rows import ACCURACY, chosen, names, pick, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, chosen, names, pick, sizes, table
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
@@ -46,9 +45,8 @@ def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
     if cost := benches.costs(benched, CANDIDATES):
         told.append(f"{place}: {cost}.")
     if arms:
-        columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
         further = [*against.column(f"less {BLL}", list(arms), gaps), chosen(arms), *sizes(arms)]
-        tables.insert(0, ("After training", table(arms, columns, further=further)))
+        tables.insert(0, ("After training", table(arms, HOWEVER_READ, further=further)))
     text = f"Differences are paired by seed, with their 95 % interval. {benches.taken(benched)}"
     return " ".join(filter(None, told)), Section(
         place, text.strip(), tables, against.figure(f"less {BLL}, {place}", gaps)
