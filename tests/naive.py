@@ -125,7 +125,7 @@ def bll(
             b = (said - said.mean(0)) / positions
             alpha = a.sigmoid()
             p = (alpha.flatten(1) @ b.flatten(1).T).softmax(-1)
-            rho = (a + m * (b[y] - torch.einsum("bc,cnp->bnp", p, b) if predicted else b[y])).sigmoid()
+            rho = (a + m * (b[y] - torch.einsum("bc,cnp->bnp", p.detach(), b) if predicted else b[y])).sigmoid()
             kl = rho * (rho / alpha).log() + (1 - rho) * ((1 - rho) / (1 - alpha)).log()
             told = alpha.reshape(maps.shape)
             miss = -(t * (rho.flatten(1) @ b.flatten(1).T).log_softmax(-1)).sum(-1)
@@ -135,7 +135,7 @@ def bll(
             v = extras["twin"].get_submodule("embed")(state.flatten(1)) if lifted else force
             v = v - v.mean(0)
             p = extras["lift"](found) @ v.T if lifted else torch.einsum("bnp,cnp->bc", mu, v)
-            own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1), force) if predicted else force[y]
+            own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1).detach(), force) if predicted else force[y]
             centre = mu + m * own / precision
             kl = precision * (centre - mu) ** 2 / 2
             if lifted:

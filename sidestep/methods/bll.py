@@ -11,9 +11,9 @@ Kappel et al., arXiv:2305.14974.
 
 t(z): what a latent tells, its sufficient statistic T(z), but of a Gaussian z alone: beta_k(y) = exp(b_k(y) . t(z)).
 
-centre: in rho_k, b_k(y) is less what the block predicts, sum_y' p_k(y') b_k(y') at the mean of alpha_k; a Laplace's as
-it is.  With a linear read-out that is the gradient of log p_k(y | z), and rho_k nearly the posterior.  Or it is less
-the mean over classes alone.
+centre: in rho_k, b_k(y) is less what the block predicts, sum_y' p_k(y') b_k(y') with p_k at the mean of alpha_k, a
+constant; a Laplace's as it is.  With a linear read-out that is the gradient of log p_k(y | z), and rho_k nearly the
+posterior.  Or it is less the mean over classes alone.
 
 Block k learns f_k, twin_k and its read-outs from F_k; a_k's mean goes up, u_k goes down, both detached.  With w = 1 and
 E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from above, the messages given: any rho does.
@@ -35,7 +35,7 @@ B, or B, T where every token has a label, and latents of one position, of its ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
@@ -229,12 +229,7 @@ class BLL(Method):
                 return Emit(send=(passed,), logits=block.extras["classifier"](passed))
             return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
         assert messages is not None
-        predicts = self.predicts(cell.task)
-        own = self.own(cell, messages, lambda: self.answer(cell, told, weights, at_mean=True))
-        if lift and not predicts and not self.draws and any(True for _ in lift.buffers()):
-            with torch.no_grad():  # for its running statistics alone
-                self.answer(cell, told.detach(), weights, at_mean=True)
-
+        own = self.own(cell, messages, self.predicted(cell, told, weights))
         law, following = latents.family, list(latents.following)
 
         def make() -> Rows:
@@ -255,17 +250,29 @@ class BLL(Method):
         """Whether messages are centred by what a block predicts."""
         return self.centre == "prediction" and isinstance(task, Classification)
 
-    def own(self, cell: Cell, messages: Tensor, predict: Callable[[], Tensor]) -> Tensor:
-        """The message of every label, (..., S or 1, D), centred as `centre` says by the logits that `predict` gives.
+    @torch.no_grad()
+    def predicted(self, cell: Cell, told: Tensor, weights: Tensor | None) -> Tensor | None:
+        """What the block answers from the mean of alpha, a constant; None where nothing asks for it.
+
+        A learned map gets its running statistics here, if that is what it answers from.
+        """
+        _, _, lift = parts(cell.block)
+        running = lift is not None and not self.draws and any(True for _ in lift.buffers())
+        if not running and not self.predicts(cell.task):
+            return None
+        return self.answer(cell, told.detach(), weights, at_mean=True)
+
+    def own(self, cell: Cell, messages: Tensor, predicted: Tensor | None) -> Tensor:
+        """The message of every label, (..., S or 1, D), centred as `centre` says by the logits `predicted`.
 
         Of soft labels the mean message; numbers have one a sample already.
         """
         if isinstance(cell.task, Regression):
             return messages
         own = mixture(cell.y, messages) if cell.y.is_floating_point() else of_label(cell.y, messages)
-        if not self.predicts(cell.task):
+        if predicted is None or not self.predicts(cell.task):
             return own
-        return parts(cell.block)[0].family.less(own, mixture(predict().softmax(-1), messages))
+        return parts(cell.block)[0].family.less(own, mixture(predicted.softmax(-1), messages))
 
     def matched(
         self, law: Family, m: float, random: Generator, a: Tensor, own: Tensor, *weights: Tensor

@@ -101,7 +101,7 @@ def bound(method: BLL, seen: Seen) -> tuple[float, float]:
     cell, (messages, weights), a, told = seen
     latents, _, lift = parts(cell.block)
     assert messages is not None
-    own = method.own(cell, messages, lambda: read(latents, told, weights, lift))
+    own = method.own(cell, messages, read(latents, told, weights, lift))
     rho = latents.family.tilted(a, own, method.mixed(cell))
 
     def price(told: Tensor) -> Tensor:
