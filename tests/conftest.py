@@ -38,8 +38,8 @@ class Case:
     rate: float = 1e-2  # from which 64 samples are learnt by heart
 
 
-linear_bll = partial(BLL, family="bernoulli", read_out="linear")
-"""BLL as most formulas are worked out: latents Bernoulli and their read-out linear, where nothing else is said."""
+linear_bll = partial(BLL, family="bernoulli", read_out="linear", likelihood="plug-in")
+"""BLL as most formulas are worked out, where nothing else is said: Bernoulli latents, read linearly, at the mean."""
 
 HALVES = [0.5, 0.25, 0.125]  # r_i at alpha = 0.5
 

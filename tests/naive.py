@@ -105,6 +105,10 @@ def bll(
 ) -> Tensor:
     """Kappel et al. 2023, sum_k F_k, on feature maps: natural parameters (B, N, positions), messages (C, N, ...)."""
     t, total = soft(y, smoothing), torch.zeros(())
+
+    def label(messages: Tensor) -> Tensor:
+        return torch.einsum("bc,cnp->bnp", t, messages)
+
     u = [torch.eye(CLASSES)]
     for block in reversed(chain.blocks):
         step = block.extras["twin"].get_submodule("step")
@@ -125,17 +129,20 @@ def bll(
             b = (said - said.mean(0)) / positions
             alpha = a.sigmoid()
             p = (alpha.flatten(1) @ b.flatten(1).T).softmax(-1)
-            rho = (a + m * (b[y] - torch.einsum("bc,cnp->bnp", p.detach(), b) if predicted else b[y])).sigmoid()
+            rho = (a + m * (label(b) - torch.einsum("bc,cnp->bnp", p.detach(), b) if predicted else label(b))).sigmoid()
             kl = rho * (rho / alpha).log() + (1 - rho) * ((1 - rho) / (1 - alpha)).log()
             told = alpha.reshape(maps.shape)
             miss = -(t * (rho.flatten(1) @ b.flatten(1).T).log_softmax(-1)).sum(-1)
         else:
-            mu, precision = found.flatten(2), F.softplus(a) + least
+            mu = found.flatten(2)
+            precision = (F.softplus(a) + least) / (mu.square().mean(1, keepdim=True) + 1e-6)
             force = (said - said.mean(0)) / positions  # on the location; of the precision nothing is said
             v = extras["twin"].get_submodule("embed")(state.flatten(1)) if lifted else force
             v = v - v.mean(0)
             p = extras["lift"](found) @ v.T if lifted else torch.einsum("bnp,cnp->bc", mu, v)
-            own = force[y] - torch.einsum("bc,cnp->bnp", p.softmax(-1).detach(), force) if predicted else force[y]
+            own = label(force)
+            if predicted:
+                own = own - torch.einsum("bc,cnp->bnp", p.softmax(-1).detach(), force)
             centre = mu + m * own / precision
             kl = precision * (centre - mu) ** 2 / 2
             if lifted:

@@ -69,6 +69,13 @@ class Method(ABC):
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
         return nn.Sequential(*(block.net for block in chain.blocks))
 
+    def check_left_out(self, names: Sequence[str], where: str) -> None:
+        """Raises ValueError for a field of these that was set where it is not read, as `check_read`."""
+        for name in names:
+            own = getattr(self, name)
+            if own != self.__dataclass_fields__[name].default:
+                raise ValueError(f"got {name}={own} with {where}, which does not read it; leave it out.")
+
     def check_read(self, read_with: Mapping[str, tuple[str, Sequence[str]]]) -> None:
         """Raises ValueError for a field that was set and is not read: comparing its values would compare nothing.
 

@@ -29,7 +29,7 @@ from sidestep.errors import UsageError
 class Family(ABC):
     """A law of D independent units.  Final subclasses are frozen dataclasses."""
 
-    linear: ClassVar[bool] = False  # E[t(z)] is a linear function of a network's output
+    mean_is_output: ClassVar[bool] = False  # `to_natural` takes E[t(z)], and then as many numbers again
 
     def units(self, channels: int) -> int:
         """How many units tell `channels` numbers.  Raises UsageError where they do not divide so."""

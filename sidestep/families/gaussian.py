@@ -21,7 +21,7 @@ from .family import LOG_2PI, Family, at_least_float32, check_least_precision, ch
 class Gaussian(Family):
     """Real units with a mean and a precision; natural parameters are (..., 2 D), z is (..., D)."""
 
-    linear = True
+    mean_is_output = True
     least_precision: float = 100.0  # of `to_natural`: a message b moves by b / precision, and noise costs accuracy
 
     def __post_init__(self) -> None:

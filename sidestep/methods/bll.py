@@ -21,9 +21,9 @@ E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from 
 Where targets are numbers, p_k(y | z) = N(y; g_k(z)) with a decoder g_k of the block's own, the twin runs on the targets
 of the batch, and centred means over the batch.  F_k is then taken in nats a number.
 
-likelihood: E_rho[log p_k] at the mean of rho (plug-in: no bound), at a sample of rho, or its bound in closed form.
-At the mean a learned map could read the label off a shift of rho that costs next to no divergence; so there it is
-sampled, unless asked for otherwise.
+likelihood: E_rho[log p_k] at a sample of rho, as its bound in closed form, or at the mean of rho.  That is no bound: a
+message moves the mean, which a read-out without noise can tell for less divergence than it gains, so that a block is
+paid for reading the label off its own message even where alpha knows nothing.  With m = 0 there is no message.
 
 The prediction is made from alpha_K: by the twin's messages, at its mean or averaged over samples, or by the model's own
 classifier, trained beside F_K.
@@ -53,7 +53,7 @@ from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families import FAMILIES, family_class
 from sidestep.families.family import Family, cross_entropy_bound, inner
-from sidestep.nn.heads import HeadKind, check_hidden
+from sidestep.nn.heads import HIDDEN, HeadKind, check_hidden
 from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.tiles import Rows, tiled
@@ -64,7 +64,7 @@ from .latent_block import Said, numbers, parts, surprise
 from .local_heads import head_for
 
 Centre = Literal["classes", "prediction"]
-Likelihood = Literal["auto", "plug-in", "sample", "closed"]
+Likelihood = Literal["sample", "closed", "plug-in"]
 Detach = Literal["none", "kl", "both"]
 ReadOutKind = Literal["auto", "linear", "lifted"]
 
@@ -77,12 +77,12 @@ class BLL(Method):
 
     family: Literal["gaussian", "bernoulli", "categorical", "laplace"] = "gaussian"  # of the latents
     states: int = 4  # of a categorical latent
-    least_precision: float | None = None  # of Gaussian (100) and Laplace (1) latents: more is less noise, smaller moves
+    least_precision: float | None = None  # of Laplace latents (1); of Gaussian ones (100) times their mean square
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
     kl_weight: float = 1.0  # w, of the divergence
-    likelihood: Likelihood = "auto"  # E_rho of it: at the mean of rho; at a sample, as for learned maps; in closed form
+    likelihood: Likelihood = "sample"  # E_rho of it: at a sample of rho, in closed form, or (plug-in) at its mean
     detach: Detach = "none"  # rho is a constant: nowhere, in the KL, in both terms
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"
@@ -113,6 +113,7 @@ class BLL(Method):
                 "states": ("family", ("categorical",)),
                 "least_precision": ("family", ("gaussian", "laplace")),
                 "twin_width": ("twin", ("mlp",)),
+                "centre": ("family", ("gaussian", "bernoulli", "categorical")),
             }
         )
         self.law()
@@ -125,8 +126,9 @@ class BLL(Method):
             raise ValueError("got draws with predict='classifier', which reads the mean; use predict='twin'.")
         if not 0 <= self.m_warmup < 1:
             raise ValueError(f"got m_warmup={self.m_warmup}, expected a share of training in [0, 1).")
-        if self.m_warmup and not any(mixing(self.m).values):
-            raise ValueError(f"got m_warmup={self.m_warmup} with m=0, to which nothing climbs; leave it out.")
+        if not any(mixing(self.m).values):
+            # rho is alpha, and the divergence 0.
+            self.check_left_out(("m_warmup", "kl_weight", "detach", "bootstrap"), "m=0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
         if not 0 <= self.kl_weight < math.inf:
@@ -148,19 +150,23 @@ class BLL(Method):
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
         if isinstance(task, Regression):
-            for name, value, refused in (
-                ("likelihood", self.likelihood, self.likelihood == "closed"),
-                ("detach", self.detach, self.detach == "both"),
-                ("read_out", self.read_out, self.read_out != "auto"),
-                ("label_smoothing", self.label_smoothing, self.label_smoothing > 0),
-            ):
-                if refused:
-                    raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
+            if self.likelihood == "closed" or self.detach == "both":
+                name = "likelihood" if self.likelihood == "closed" else "detach"
+                raise ValueError(
+                    f"got {name}={getattr(self, name)!r} for targets that are numbers; it is for classes only."
+                )
+            self.check_left_out(("read_out", "label_smoothing", "centre"), "targets that are numbers")
+            self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
             return self
         images = any(len(shape) == 3 for shape in shapes)
         chosen = self if self.read_out != "auto" else replace(self, read_out="lifted" if images else "linear")
         lifted = ("read_out", ("lifted",))
         chosen.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
+        if self.draws and chosen.read_out == "lifted" and self.likelihood == "plug-in":
+            raise ValueError(
+                "got draws with a lifted read-out and likelihood='plug-in', whose running statistics are of no sample; "
+                "use likelihood='sample'."
+            )
         return chosen
 
     def law(self) -> Family:
@@ -172,8 +178,8 @@ class BLL(Method):
         slices = plan(model, task.sample)
         lift = self.fitted(task, slices.features).read_out == "lifted"
         law, count = self.law(), len(slices.bodies)
-        # Where a mean is linear in the network's output, the block keeps its activation: else it would have none.
-        ends = [(body, None) if law.linear else opened(body) for body in slices.bodies]
+        # Where the mean is the network's output, the block keeps its activation: else it would have none.
+        ends = [(body, None) if law.mean_is_output else opened(body) for body in slices.bodies]
         latents = [
             Latents(law, shape, mapped=closing is None, per_token=task.per_token)
             for shape, (_, closing) in zip(slices.features, ends, strict=True)
@@ -199,7 +205,7 @@ class BLL(Method):
         return (Up(self.match),) if self.twin == "linear" else (Down(self.feedback), Up(self.match))
 
     def inference(self) -> Program:
-        return self.program()
+        return (*self.program()[:-1], Up(self.read))
 
     def sink(self, batch: Batch, shared: Message, task: Task) -> Message:
         if isinstance(task, Classification):
@@ -219,32 +225,39 @@ class BLL(Method):
     def match(self, cell: Cell, h: Tensor) -> Emit:
         """h: what is passed on of the latents before."""
         block, (latents, twin, lift) = cell.block, parts(cell.block)
-        m = self.mixed(cell) if cell.training else 0.0  # first: an error must not come after BatchNorm has moved
+        m = self.mixed(cell)  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
+        assert messages is not None
         raw = latents.raw(block.net(h))
         told = latents.told(raw)
         passed = latents.features(told)
-        if not cell.training:
-            if "classifier" in block.extras:
-                return Emit(send=(passed,), logits=block.extras["classifier"](passed))
-            return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
-        assert messages is not None
         own = self.own(cell, messages, self.predicted(cell, told, weights))
-        law, following = latents.family, list(latents.following)
+        law, affine = latents.family, list(latents.affine)
 
         def make() -> Rows:
-            random, n = cell.generator(), len(following)
+            random, n = cell.generator(), len(affine)
             return lambda raw, own, *shared: self.matched(
                 law, m, random, latents.natural(raw, *shared[:n]), own, *shared[n:]
             )
 
-        far, seen, *of_rho = tiled(make, [raw, own], following if lift else [*following, messages])
+        far, seen, *of_rho = tiled(make, [raw, own], affine if lift else [*affine, messages])
         miss = self.miss(cell, seen, weights)
-        loss = (self.kl_weight * far + miss).mean() / numbers(cell.task)
+        far, miss = far.mean() / numbers(cell.task), miss.mean() / numbers(cell.task)
+        loss = self.kl_weight * far + miss
         if "classifier" in block.extras:
             loss = loss + cell.task.loss(block.extras["classifier"](passed), cell.y, self.label_smoothing)
         send = latents.features(of_rho[0]) if self.bootstrap else passed
-        return Emit(send=(send,), loss=loss, metrics={"kl": far.detach().mean(), "miss": miss.detach().mean()})
+        return Emit(send=(send,), loss=loss, metrics={"kl": far.detach(), "miss": miss.detach()})
+
+    def read(self, cell: Cell, h: Tensor) -> Emit:
+        """What inference needs of a block: the mean of alpha goes up."""
+        block, (latents, twin, lift) = cell.block, parts(cell.block)
+        _, weights = self.said(cell, twin)
+        raw = latents.raw(block.net(h))
+        passed = latents.features(latents.told(raw))
+        if "classifier" in block.extras:
+            return Emit(send=(passed,), logits=block.extras["classifier"](passed))
+        return Emit(send=(passed,), logits=answer_of(latents, raw, weights, lift, self.draws))
 
     def predicts(self, task: Task) -> bool:
         """Whether messages are centred by what a block predicts."""
@@ -265,11 +278,12 @@ class BLL(Method):
     def own(self, cell: Cell, messages: Tensor, predicted: Tensor | None) -> Tensor:
         """The message of every label, (..., S or 1, D), centred as `centre` says by the logits `predicted`.
 
-        Of soft labels the mean message; numbers have one a sample already.
+        Of soft or smoothed labels the mean message; numbers have one a sample already.
         """
         if isinstance(cell.task, Regression):
             return messages
-        own = mixture(cell.y, messages) if cell.y.is_floating_point() else of_label(cell.y, messages)
+        soft = self.label_smoothing > 0 or cell.y.is_floating_point()
+        own = mixture(cell.target(self.label_smoothing), messages) if soft else of_label(cell.y, messages)
         if predicted is None or not self.predicts(cell.task):
             return own
         return parts(cell.block)[0].family.less(own, mixture(predicted.softmax(-1), messages))
@@ -287,8 +301,7 @@ class BLL(Method):
         if self.likelihood == "closed":
             seen = cross_entropy_bound(law, by, *weights, check=False)
         else:
-            at_mean = self.likelihood == "plug-in" or (self.likelihood == "auto" and bool(weights))
-            told = law.mean_told(by) if at_mean else law.told(law.sample(by, random))
+            told = law.mean_told(by) if self.likelihood == "plug-in" else law.told(law.sample(by, random))
             seen = inner(told, *weights) if weights else told
         return (far, seen, law.mean_told(fixed)) if self.bootstrap else (far, seen)
 

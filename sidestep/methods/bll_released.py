@@ -142,7 +142,7 @@ def directions(h: Tensor) -> Tensor:
 
 def prototypes(n: Tensor, target: Tensor) -> Tensor:
     """P, (C, D): the mean direction of every class in the batch, 0 for a class that is not in it.  target: (B, C)."""
-    return target.mT @ n / target.sum(0).clamp(min=1)[:, None]
+    return target.mT @ n / target.sum(0).clamp(min=1e-6)[:, None]
 
 
 def decorrelation(n: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from sidestep.families.family import Family, at_least_float32, inner
 
 from .heads import Head, HeadKind, pooled_width
 
+LEAST_SQUARE = 1e-6
+"""Added to the mean square of a position's features, which may all be 0."""
+
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 
@@ -48,9 +51,10 @@ class Latents(nn.Module):
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
     (1 x 1 on feature maps), as for one that ends in a sum.  per_token: a law for every token of (T, D).
 
-    Where a mean is linear in a network's output, as a Gaussian's, the features are the mean, and nothing is mapped: a
-    unit's precision follows its own mean by a slope and an offset.  A map of all units doubled what a multilayer
-    perceptron costs.
+    Where a family's mean is the network's output, as a Gaussian's, the features are the mean, and nothing is mapped: a
+    unit's precision follows its own mean by a slope and an offset.  (A map of all units doubled what a multilayer
+    perceptron costs.)  It is divided by the mean square of the features at that position, so that noise is a share of
+    what it is added to, however large a network's features are.
     """
 
     def __init__(
@@ -68,12 +72,13 @@ class Latents(nn.Module):
         self.positions = 1 if per_token else shape.numel() // self.channels
         self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
-        self.following: nn.ParameterList = nn.ParameterList()  # slope and offset, (D,) each
-        if family.linear:
+        self.affine: nn.ParameterList = nn.ParameterList()  # slope and offset of the precision, (D,) each
+        if family.mean_is_output:
             # Alike everywhere at the start.
-            self.following.extend(nn.Parameter(torch.zeros(self.channels)) for _ in range(2))
-        elif mapped or self.width != self.channels:
-            made = nn.Conv2d(self.channels, self.width, 1) if len(shape) == 3 else nn.Linear(self.channels, self.width)
+            self.affine.extend(nn.Parameter(torch.zeros(self.channels)) for _ in range(2))
+        elif mapped:
+            d = self.channels
+            made = nn.Conv2d(d, d, 1) if len(shape) == 3 else nn.Linear(d, d)
             # The network starts out as it is without latents.
             nn.init.eye_(made.weight.data.flatten(1))
             assert made.bias is not None
@@ -81,23 +86,24 @@ class Latents(nn.Module):
             self.map = made
 
     def raw(self, h: Tensor) -> Tensor:
-        """The block's output, (B, *shape), as what `natural` takes, (..., S, D or N)."""
+        """The block's output, (B, *shape), as what `natural` takes, (..., S, D)."""
         return self.by_position(self.map(h))
 
-    def natural(self, raw: Tensor, *following: Tensor) -> Tensor:
-        """Natural parameters, (..., S, N).  following: this module's, handed over by whoever wants their gradients."""
-        if following:
-            slope, offset = following
-            raw = torch.cat([raw, slope * raw + offset], -1)
-        return self.family.to_natural(raw)
+    def natural(self, raw: Tensor, *affine: Tensor) -> Tensor:
+        """Natural parameters, (..., S, N).  affine: this module's, handed over by whoever wants their gradients."""
+        if not affine:
+            return self.family.to_natural(raw)
+        slope, offset = affine
+        found = self.family.to_natural(torch.cat([raw, slope * raw + offset], -1))
+        return found / (at_least_float32(raw).square().mean(-1, keepdim=True) + LEAST_SQUARE)
 
     def told(self, raw: Tensor) -> Tensor:
         """E[t(z)], (..., S, D), of `raw`."""
-        return raw if self.family.linear else self.family.mean_of(raw)
+        return raw if self.family.mean_is_output else self.family.mean_of(raw)
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
-        return self.natural(self.raw(h), *self.following)
+        return self.natural(self.raw(h), *self.affine)
 
     def by_position(self, x: Tensor) -> Tensor:
         """Channels of the block's shape, (B, N), (B, N, H, W) or (B, T, N), as (..., S, N)."""
@@ -149,7 +155,7 @@ def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Mo
     """
     if not draws:
         return read(latents, latents.told(raw), weights, lift)
-    family, natural = latents.family, latents.natural(raw, *latents.following)
+    family, natural = latents.family, latents.natural(raw, *latents.affine)
     random = torch.Generator(natural.device).manual_seed(0)
     sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
     answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]

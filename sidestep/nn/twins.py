@@ -121,7 +121,8 @@ class Residual(nn.Module):
         self.layer, self.share = layer, share
 
     def forward(self, state: Tensor) -> Tensor:
-        return state + self.share * self.layer(state)
+        # In full precision: bfloat16 would round away what a block of many adds.
+        return at_least_float32(state) + self.share * self.layer(state)
 
 
 class Equalised(nn.Module):

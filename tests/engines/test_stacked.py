@@ -221,6 +221,22 @@ def test_blocks_that_differ_in_what_their_modules_do_not_show_are_found_out() ->
     )
 
 
+def test_what_a_stack_hands_on_in_training_is_what_the_pass_sends_with_labels() -> None:
+    """Bootstrapped latents pass rho on: others learn from that, not from what inference sends."""
+    found: dict[tuple[bool, bool], Tensor] = {}
+    for stacked, bootstrap in ((False, False), (False, True), (True, True)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, WIDTH), *(Residual() for _ in range(3)), nn.Linear(WIDTH, CLASSES))
+        task = Classification(CLASSES, batch(0)[0][:2])
+        method = BLL(twin="linear", likelihood="plug-in", least_precision=1.0, bootstrap=bootstrap)
+        engine = Streaming(method, method.build(model, task, CutPlan(4)), task, sgd(), stacked=stacked)
+        for step in range(20):
+            found[stacked, bootstrap] = engine.step(batch(step)).loss
+    # Batched sums are taken in another order.
+    torch.testing.assert_close(found[True, True], found[False, True], rtol=1e-4, atol=1e-5)
+    assert (found[False, True] - found[False, False]).abs().max() > 1e-2
+
+
 def test_a_pass_that_draws_is_refused_at_the_first_step() -> None:
     """Only the computation shows it."""
     torch.manual_seed(0)

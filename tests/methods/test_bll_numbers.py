@@ -112,8 +112,10 @@ def test_a_precision_that_is_learnt_is_that_of_the_errors() -> None:
     [
         (BLL(likelihood="closed"), "got likelihood='closed' for targets that are numbers"),
         (BLL(detach="both"), "got detach='both' for targets that are numbers"),
-        (BLL(read_out="lifted"), "got read_out='lifted' for targets that are numbers"),
-        (BLL(label_smoothing=0.1), r"got label_smoothing=0\.1 for targets that are numbers"),
+        (BLL(read_out="lifted"), "got read_out=lifted with targets that are numbers, which does not read it"),
+        (BLL(label_smoothing=0.1), r"got label_smoothing=0\.1 with targets that are numbers, which does not"),
+        (BLL(centre="classes"), "got centre=classes with targets that are numbers, which does not read it"),
+        (BLL(head="linear", head_width=64), "got head_width=64 with head='linear', which does not read it"),
     ],
 )
 def test_what_is_of_classes_only_is_refused_when_it_is_built(method: BLL, message: str) -> None:

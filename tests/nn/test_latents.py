@@ -126,16 +126,18 @@ def test_a_categorical_units_states_stand_in_the_channels_at_one_position(
 def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     shape: tuple[int, ...], features: list[object], rows: list[list[float]]
 ) -> None:
-    """The means are the features, and the offset makes the precisions softplus(log(e^2 - 1)) = 2, and the least."""
+    """The means are the features; the offset makes the precisions softplus(log(e^2 - 1)) = 2, and the least, over the
+    mean square of a position's features.
+    """
     law = Gaussian()
     latents = of(law, *shape)
     assert latents.width == 4
-    _, offset = latents.following
+    _, offset = latents.affine
     with torch.no_grad():
         offset.fill_((torch.tensor(2.0).exp() - 1).log())
     h, mu = torch.tensor([features]), torch.tensor(rows)
-    precision = 2 + law.least_precision
-    torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
+    precision = (2 + law.least_precision) / mu.square().mean(1, keepdim=True).expand_as(mu)
+    torch.testing.assert_close(latents(h)[0], torch.cat([precision * mu, precision], 1))
     assert torch.equal(Passed(latents)(h), h)
 
 
@@ -157,11 +159,11 @@ def test_a_gaussians_precision_follows_the_mean_of_its_own_channel(
     law = Gaussian()
     latents = of(law, *shape)
     with torch.no_grad():
-        for parameter, values in zip(latents.following, ([1.0, -2.0], [0.0, 3.0]), strict=True):
+        for parameter, values in zip(latents.affine, ([1.0, -2.0], [0.0, 3.0]), strict=True):
             parameter.copy_(torch.tensor(values))
     mu = torch.tensor(rows)
     follows = torch.stack([mu[:, 0], 3 - 2 * mu[:, 1]], 1)
-    precision = (1 + follows.exp()).log() + law.least_precision
+    precision = ((1 + follows.exp()).log() + law.least_precision) / mu.square().mean(1, keepdim=True)
     torch.testing.assert_close(latents(torch.tensor([features]))[0], torch.cat([precision * mu, precision], 1))
 
 
@@ -171,9 +173,20 @@ def test_a_gaussian_starts_out_as_sure_everywhere(
 ) -> None:
     law = Gaussian()
     latents = of(law, *shape)
-    natural, precision = latents(torch.tensor([features])), math.log(2) + law.least_precision  # softplus(0)
-    mu = torch.tensor(rows)
-    torch.testing.assert_close(natural[0], torch.cat([precision * mu, torch.full_like(mu, precision)], 1))
+    natural, mu = latents(torch.tensor([features])), torch.tensor(rows)
+    precision = (math.log(2) + law.least_precision) / mu.square().mean(1, keepdim=True).expand_as(mu)  # softplus(0)
+    torch.testing.assert_close(natural[0], torch.cat([precision * mu, precision], 1))
+
+
+def test_a_gaussians_noise_is_a_share_of_its_features_however_large_they_are() -> None:
+    """A tenth of their root mean square and a little less; finite where all of them are 0."""
+    latents, random = of(Gaussian(), 4000), torch.Generator().manual_seed(0)
+    for size in (0.01, 1.0, 100.0):
+        h = torch.full((1, 4000), size)
+        noise = (latents.family.sample(latents(h), random) - h[:, None]).std()
+        # Of 4,000 draws: four standard errors are 4.5 %; sqrt(100 / (100 + log 2)) is 0.9966.
+        torch.testing.assert_close(noise, torch.tensor(0.1 * size), rtol=0.06, atol=0.0)
+    assert latents(torch.zeros(1, 4000)).isfinite().all()
 
 
 def test_a_laplace_passes_minus_its_scale() -> None:
