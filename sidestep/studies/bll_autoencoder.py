@@ -118,8 +118,7 @@ STUDY = Study(
             ARMS,
             "--data fashion-mnist --target inputs --model autoencoder --blocks 4 --epochs 5 --augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")},
-            trial="--epochs 2",
+            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.0003", "0.001", "0.003")},
             smoke="--set model.width=8",
         )
     ],

@@ -56,7 +56,7 @@ CHOICES = {
         "its mean under the block’s prediction", {"its mean over classes": "--centre classes"}
     ),
     "likelihood": Choice(
-        "at the mean of rho", {"sampled": "--likelihood sample", "closed form": "--likelihood closed"}
+        "sampled", {"closed form": "--likelihood closed", "at the mean of rho": "--likelihood plug-in"}
     ),
     "weight of the divergence": Choice("1", {"0.1": "--kl-weight 0.1", "10": "--kl-weight 10"}),
     "where rho is a constant": Choice(
@@ -75,7 +75,10 @@ CHOICES = {
     "read-out": Choice(
         "linear", {"lifted": "--read-out lifted", "lifted, at the mean": "--read-out lifted --likelihood plug-in"}
     ),
-    "answer": Choice("by the twin’s messages", {"by the network’s classifier": "--predict classifier"}),
+    "answer": Choice(
+        "by the twin’s messages",
+        {"mean over 16 draws": "--draws 16", "by the network’s classifier": "--predict classifier"},
+    ),
 }
 
 
@@ -149,7 +152,7 @@ STUDY = Study(
             "--data fashion-mnist --model mlp --set model.depth=4 --set model.width=512 --blocks 4 --epochs 5 "
             "--augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.002", "0.004")},
+            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.002", "0.004")},
             smoke="--set model.width=32",
         )
     ],

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Page, Section
+from sidestep.report.tables import PERCENT, fixed, shown
 from sidestep.studies import against, benches
-from sidestep.studies.rows import HOWEVER_READ, chosen, names, pick, sizes, table
+from sidestep.studies.rows import ACCURACY, chosen, names, pick, read_out, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
@@ -45,8 +46,11 @@ def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
     if cost := benches.costs(benched, CANDIDATES):
         told.append(f"{place}: {cost}.")
     if arms:
-        further = [*against.column(f"less {BLL}", list(arms), gaps), chosen(arms), *sizes(arms)]
-        tables.insert(0, ("After training", table(arms, HOWEVER_READ, further=further)))
+        columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
+        # Backprop has one read-out.
+        averaged = [shown(found, PERCENT) if (found := spread(its, read_out("mean"))) else "" for its in arms.values()]
+        further = [("averaged logits, %", averaged), *against.column(f"less {BLL}", list(arms), gaps)]
+        tables.insert(0, ("After training", table(arms, columns, further=[*further, chosen(arms), *sizes(arms)])))
     text = f"Differences are paired by seed, with their 95 % interval. {benches.taken(benched)}"
     return " ".join(filter(None, told)), Section(
         place, text.strip(), tables, against.figure(f"less {BLL}, {place}", gaps)

@@ -16,10 +16,10 @@ from sidestep.studies.study import Grid, Machine, Row, Study
 
 QUESTION = "Does credit pass between blocks that learn by themselves?"
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
-LATENTS = "train bll --family gaussian --likelihood sample"
-LOCAL = {BLL: LATENTS, GREEDY: "train local_ce"}
+LOCAL = {BLL: "train bll --family gaussian --read-out linear", GREEDY: "train local_ce --last head"}
 WHOLE = {BACKPROP: "train backprop"}
-FURTHER = {"BLL, bootstrapped": f"{LATENTS} --bootstrap", "SID": "train sid"}
+FURTHER = {"BLL, Bernoulli, bootstrapped": "train bll --family bernoulli --bootstrap"}
+"""With the noise of a Gaussian's default messages change next to nothing."""
 ARMS = {**LOCAL, **WHOLE, **FURTHER}
 SOLVED = 0.99
 DEEP = {"2 hops": "pointers-2", "4 hops": "pointers-4"}
@@ -83,13 +83,18 @@ def section(task: str, rows: Sequence[Row]) -> Section:
 
 
 def by_block(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
-    """The accuracy of the first blocks and of the last, a column each."""
-    count = max(len(row["block_test_accuracy"]) for its in arms.values() for row in its)
+    """The accuracy of the first blocks and of the last, a column each; of an arm that is cut otherwise the last's."""
+    counts = {arm: len(its[0]["block_test_accuracy"]) for arm, its in arms.items()}
+    count = max((n for arm, n in counts.items() if arm not in WHOLE), default=1)
     shown = sorted({*range(min(count, 4)), count // 2, count - 1})
-    return [
-        (f"block {k + 1}, %", ["" if (a := of_block(its, k)) is None else PERCENT(a) for its in arms.values()])
-        for k in shown
-    ]
+
+    def cell(arm: str, k: int) -> str:
+        if k == count - 1:
+            k = -1
+        found = of_block(arms[arm], k) if k == -1 or counts[arm] == count else None
+        return "" if found is None else PERCENT(found)
+
+    return [(f"block {k + 1}, %", [cell(arm, k) for arm in arms]) for k in shown]
 
 
 NETWORK = f"--model encoder --set model.depth={LAYERS} --set model.width=64 --batch-size 128 --epochs 5"
@@ -112,7 +117,7 @@ def generated(
         {"task": {name: f"--data {data}" for name, data in tasks.items()}, **cuts},
         SEEDS,
         candidates=RATES,
-        trial=f"--data pointers-1 --blocks {LAYERS} --epochs 3",
+        trial=f"--data {DEEP['2 hops']} --blocks {LAYERS}",
         smoke=SMALL,
     )
 
@@ -128,7 +133,6 @@ STUDY = Study(
             {"task": {CHARACTERS: ""}, "cut": {"6 blocks": ""}},
             SEEDS,
             candidates=RATES,
-            trial="--epochs 3",
             smoke=SMALL,
         ),
         generated(FURTHER, tasks=DEEP),

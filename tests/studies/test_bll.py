@@ -52,7 +52,7 @@ def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
 def test_every_arm_has_as_many_trials() -> None:
     trials = [p for p in STUDY.pieces(seeds=1) if "trial" in p.labels]
     by_arm = {arm: sum(p.labels["arm"] == arm for p in trials) for arm in ARMS}
-    assert set(by_arm.values()) == {4}
+    assert set(by_arm.values()) == {6}
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
