@@ -77,7 +77,7 @@ class BLL(Method):
 
     family: Literal["gaussian", "bernoulli", "categorical", "laplace"] = "gaussian"  # of the latents
     states: int = 4  # of a categorical latent
-    least_precision: float | None = None  # of Laplace latents (1); of Gaussian ones (100) times their mean square
+    least_precision: float | None = None  # of Laplace latents (1), or of Gaussian ones (100) whose mean square is 1
     m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
