@@ -74,6 +74,17 @@ def test_an_mlp_twins_states_grow_by_a_kth_of_a_hidden_layer_each(shapes: list[t
         assert torch.equal(state, expected)
 
 
+def test_what_a_block_of_64_adds_is_not_rounded_away_in_bfloat16() -> None:
+    """bfloat16 keeps 8 binary digits; a 64th of a layer beside the state would keep two of them."""
+    _, chain = chain_of("mlp", [(8,)] * 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        below, above = states_of(chain)[:2]
+        added = below - above
+        layer = chain[0].step.get_submodule("layer")(above) / 64
+    # bfloat16's layer, computed twice the same; float32 sums of numbers around 1.
+    torch.testing.assert_close(added, layer.float(), rtol=1e-4, atol=1e-6)
+
+
 @every_shape
 def test_a_mirrors_states_are_shaped_like_the_features(shapes: list[tuple[int, ...]]) -> None:
     _, chain = chain_of("mirror", shapes)
