@@ -69,22 +69,19 @@ class Method(ABC):
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
         return nn.Sequential(*(block.net for block in chain.blocks))
 
-    def check_left_out(self, names: Sequence[str], where: str) -> None:
-        """Raises ValueError for a field of these that was set where it is not read, as `check_read`."""
+    def check_left_out(self, names: Sequence[str], where: str, instead: str = "") -> None:
+        """Raises ValueError for a field that was set and is not read: comparing its values would compare nothing."""
         for name in names:
             own = getattr(self, name)
             if own != self.__dataclass_fields__[name].default:
-                raise ValueError(f"got {name}={own} with {where}, which does not read it; leave it out.")
+                raise ValueError(f"got {name}={own} with {where}, which does not read it; leave it out{instead}.")
 
     def check_read(self, read_with: Mapping[str, tuple[str, Sequence[str]]]) -> None:
-        """Raises ValueError for a field that was set and is not read: comparing its values would compare nothing.
+        """`check_left_out` of fields that only some values of another field read.
 
-        read_with: of fields that some values of another field read, name -> that other's name, and those values.
+        read_with: name -> that other's name, and those values.
         """
         for name, (other, values) in read_with.items():
-            own, chosen = getattr(self, name), getattr(self, other)
-            if chosen not in values and own != self.__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"got {name}={own} with {other}={chosen!r}, which does not read it; leave it out, or use "
-                    f"{other}={' or '.join(values)}."
-                )
+            chosen = getattr(self, other)
+            if chosen not in values:
+                self.check_left_out([name], f"{other}={chosen!r}", f", or use {other}={' or '.join(values)}")

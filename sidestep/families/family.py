@@ -29,7 +29,8 @@ from sidestep.errors import UsageError
 class Family(ABC):
     """A law of D independent units.  Final subclasses are frozen dataclasses."""
 
-    mean_is_output: ClassVar[bool] = False  # `to_natural` takes E[t(z)], and then as many numbers again
+    mean_is_output: ClassVar[bool] = False  # of `around`: E[t(z)] is the network's output
+    learnt: ClassVar[int] = 0  # how many numbers a channel `around` takes beside the network's output
 
     def units(self, channels: int) -> int:
         """How many units tell `channels` numbers.  Raises UsageError where they do not divide so."""
@@ -59,6 +60,13 @@ class Family(ABC):
     @abstractmethod
     def to_natural(self, raw: Tensor) -> Tensor:
         """A network's unconstrained output (..., P D) as natural parameters inside the domain."""
+
+    def around(self, output: Tensor, *learnt: Tensor) -> Tensor:
+        """Natural parameters, (..., P D), of a network's output, (..., channels), and of numbers learnt beside it.
+
+        learnt: (channels,) each.
+        """
+        return self.to_natural(output)
 
     @abstractmethod
     def log_partition(self, natural: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from torch import Generator, Tensor
 
 from .family import LOG_2PI, Family, at_least_float32, check_least_precision, check_precision, to_precision
 
+LEAST_SQUARE = 1e-6
+"""Added to the mean square of means, which may all be 0."""
+
 
 @final
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Gaussian(Family):
     """Real units with a mean and a precision; natural parameters are (..., 2 D), z is (..., D)."""
 
     mean_is_output = True
+    learnt = 2
     least_precision: float = 100.0  # of `to_natural`: a message b moves by b / precision, and noise costs accuracy
 
     def __post_init__(self) -> None:
@@ -39,6 +43,15 @@ class Gaussian(Family):
         mu, free = halves(at_least_float32(raw))
         lam = to_precision(free, self.least_precision)
         return torch.cat([lam * mu, lam], -1)
+
+    def around(self, output: Tensor, *learnt: Tensor) -> Tensor:
+        """The law whose means are the output, each precision following its mean by a slope and an offset.
+
+        Over the mean square of all means, so that noise is a share of what it is added to, however large that is.
+        """
+        slope, offset = learnt
+        natural = self.to_natural(torch.cat([output, slope * output + offset], -1))
+        return natural / (at_least_float32(output).square().mean(-1, keepdim=True) + LEAST_SQUARE)
 
     def log_partition(self, natural: Tensor) -> Tensor:
         mu, lam = mean_and_precision(natural)

@@ -150,11 +150,9 @@ class BLL(Method):
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
         if isinstance(task, Regression):
-            if self.likelihood == "closed" or self.detach == "both":
-                name = "likelihood" if self.likelihood == "closed" else "detach"
-                raise ValueError(
-                    f"got {name}={getattr(self, name)!r} for targets that are numbers; it is for classes only."
-                )
+            for name, value in (("likelihood", "closed"), ("detach", "both")):
+                if getattr(self, name) == value:
+                    raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
             self.check_left_out(("read_out", "label_smoothing", "centre"), "targets that are numbers")
             self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
             return self
@@ -232,15 +230,15 @@ class BLL(Method):
         told = latents.told(raw)
         passed = latents.features(told)
         own = self.own(cell, messages, self.predicted(cell, told, weights))
-        law, affine = latents.family, list(latents.affine)
+        law, shared = latents.family, [*latents.learnt, *([] if lift else [messages])]
 
         def make() -> Rows:
-            random, n = cell.generator(), len(affine)
+            random, n = cell.generator(), law.learnt
             return lambda raw, own, *shared: self.matched(
-                law, m, random, latents.natural(raw, *shared[:n]), own, *shared[n:]
+                law, m, random, law.around(raw, *shared[:n]), own, *shared[n:]
             )
 
-        far, seen, *of_rho = tiled(make, [raw, own], affine if lift else [*affine, messages])
+        far, seen, *of_rho = tiled(make, [raw, own], shared)
         miss = self.miss(cell, seen, weights)
         far, miss = far.mean() / numbers(cell.task), miss.mean() / numbers(cell.task)
         loss = self.kl_weight * far + miss
@@ -284,8 +282,9 @@ class BLL(Method):
             return messages
         soft = self.label_smoothing > 0 or cell.y.is_floating_point()
         own = mixture(cell.target(self.label_smoothing), messages) if soft else of_label(cell.y, messages)
-        if predicted is None or not self.predicts(cell.task):
+        if not self.predicts(cell.task):
             return own
+        assert predicted is not None
         return parts(cell.block)[0].family.less(own, mixture(predicted.softmax(-1), messages))
 
     def matched(

@@ -16,9 +16,6 @@ from sidestep.families.family import Family, at_least_float32, inner
 
 from .heads import Head, HeadKind, pooled_width
 
-LEAST_SQUARE = 1e-6
-"""Added to the mean square of a position's features, which may all be 0."""
-
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 
@@ -51,10 +48,9 @@ class Latents(nn.Module):
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
     (1 x 1 on feature maps), as for one that ends in a sum.  per_token: a law for every token of (T, D).
 
-    Where a family's mean is the network's output, as a Gaussian's, the features are the mean, and nothing is mapped: a
-    unit's precision follows its own mean by a slope and an offset.  (A map of all units doubled what a multilayer
-    perceptron costs.)  It is divided by the mean square of the features at that position, so that noise is a share of
-    what it is added to, however large a network's features are.
+    Where a family's mean is the network's output, as a Gaussian's, the features are the mean, and nothing is mapped:
+    what there is besides takes a few numbers a channel.  (A map of all channels doubled what a multilayer perceptron
+    costs.)
     """
 
     def __init__(
@@ -72,11 +68,9 @@ class Latents(nn.Module):
         self.positions = 1 if per_token else shape.numel() // self.channels
         self.width = family.width(family.units(self.channels))  # N
         self.map: nn.Module = nn.Identity()
-        self.affine: nn.ParameterList = nn.ParameterList()  # slope and offset of the precision, (D,) each
-        if family.mean_is_output:
-            # Alike everywhere at the start.
-            self.affine.extend(nn.Parameter(torch.zeros(self.channels)) for _ in range(2))
-        elif mapped:
+        # What `Family.around` takes besides, (D,) each; alike everywhere at the start.
+        self.learnt = nn.ParameterList(nn.Parameter(torch.zeros(self.channels)) for _ in range(family.learnt))
+        if mapped and not family.mean_is_output:
             d = self.channels
             made = nn.Conv2d(d, d, 1) if len(shape) == 3 else nn.Linear(d, d)
             # The network starts out as it is without latents.
@@ -86,16 +80,8 @@ class Latents(nn.Module):
             self.map = made
 
     def raw(self, h: Tensor) -> Tensor:
-        """The block's output, (B, *shape), as what `natural` takes, (..., S, D)."""
+        """The block's output, (B, *shape), as what `Family.around` takes, (..., S, D)."""
         return self.by_position(self.map(h))
-
-    def natural(self, raw: Tensor, *affine: Tensor) -> Tensor:
-        """Natural parameters, (..., S, N).  affine: this module's, handed over by whoever wants their gradients."""
-        if not affine:
-            return self.family.to_natural(raw)
-        slope, offset = affine
-        found = self.family.to_natural(torch.cat([raw, slope * raw + offset], -1))
-        return found / (at_least_float32(raw).square().mean(-1, keepdim=True) + LEAST_SQUARE)
 
     def told(self, raw: Tensor) -> Tensor:
         """E[t(z)], (..., S, D), of `raw`."""
@@ -103,7 +89,7 @@ class Latents(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as natural parameters, (..., S, N)."""
-        return self.natural(self.raw(h), *self.affine)
+        return self.family.around(self.raw(h), *self.learnt)
 
     def by_position(self, x: Tensor) -> Tensor:
         """Channels of the block's shape, (B, N), (B, N, H, W) or (B, T, N), as (..., S, N)."""
@@ -155,7 +141,7 @@ def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Mo
     """
     if not draws:
         return read(latents, latents.told(raw), weights, lift)
-    family, natural = latents.family, latents.natural(raw, *latents.affine)
+    family, natural = latents.family, latents.family.around(raw, *latents.learnt)
     random = torch.Generator(natural.device).manual_seed(0)
     sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
     answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]

@@ -91,21 +91,21 @@ def twins(
         embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
         with torch.no_grad():
             state = step(state)
-            begin(say, say(state), own.channels)
+            begin(say, state, own.channels)
             if embed is not None:
-                begin(embed, embed(state.flatten(1)), lifted)
+                begin(embed, state.flatten(1), lifted)
         read = None if embed is None else reading(embed, dense)
         made.append(Twin(step, reading(say, dense), own, targets if one_hot else 0, read))
     return made[::-1]
 
 
-def begin(layer: nn.Linear | nn.Conv2d, says: Tensor, features: int) -> None:
+def begin(layer: nn.Linear | nn.Conv2d, state: Tensor, features: int) -> None:
     """Scales a layer so that what it says of the classes begins as a linear classifier of so many features does.
 
-    That is uniform within 1/sqrt(D), so of deviation 1/sqrt(3 D).  says: of every class, as it is, (C, ...).
+    That is uniform within 1/sqrt(D), so of deviation 1/sqrt(3 D).  state: of every class, (C, ...).
     """
     # A narrow state may be 0 for all classes.
-    if (spread := says.std(0).mean()) > 0:
+    if (spread := layer(state).std(0).mean()) > 0:
         layer.weight /= (3 * features) ** 0.5 * spread
 
 

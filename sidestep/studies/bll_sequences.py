@@ -26,7 +26,6 @@ DEEP = {"2 hops": "pointers-2", "4 hops": "pointers-4"}
 TASKS = {"reversal": "reversal", "1 hop": "pointers-1", **DEEP}
 CHARACTERS = "characters"
 LAYERS = 20
-UNCUT = "no cut"
 
 
 def page(rows: Sequence[Row]) -> Page:
@@ -41,7 +40,7 @@ def by_cut(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     """The rows of every arm for every way to cut; backprop is the same at each."""
     found = {
         cut: {arm: pick(rows, arm=arm) if arm in WHOLE else pick(rows, arm=arm, cut=cut) for arm in ARMS}
-        for cut in names(rows, "cut") or [UNCUT]
+        for cut in names(rows, "cut") or ["no cut"]
     }
     return {cut: {arm: its for arm, its in arms.items() if its} for cut, arms in found.items()}
 
@@ -83,15 +82,13 @@ def section(task: str, rows: Sequence[Row]) -> Section:
 
 
 def by_block(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
-    """The accuracy of the first blocks and of the last, a column each; of an arm that is cut otherwise the last's."""
-    counts = {arm: len(its[0]["block_test_accuracy"]) for arm, its in arms.items()}
-    count = max((n for arm, n in counts.items() if arm not in WHOLE), default=1)
+    """The accuracy of the first blocks and of the last, a column each; of backprop, cut as it comes, the last's."""
+    count = max((len(its[0]["block_test_accuracy"]) for arm, its in arms.items() if arm not in WHOLE), default=1)
     shown = sorted({*range(min(count, 4)), count // 2, count - 1})
 
     def cell(arm: str, k: int) -> str:
-        if k == count - 1:
-            k = -1
-        found = of_block(arms[arm], k) if k == -1 or counts[arm] == count else None
+        last = k == count - 1
+        found = None if arm in WHOLE and not last else of_block(arms[arm], -1 if last else k)
         return "" if found is None else PERCENT(found)
 
     return [(f"block {k + 1}, %", [cell(arm, k) for arm in arms]) for k in shown]
@@ -103,8 +100,6 @@ RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")}
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 
 SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}
-
-
 CUTS = {"cut": {f"{k} blocks": f"--blocks {k}" for k in (LAYERS, 2)}}
 
 

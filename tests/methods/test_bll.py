@@ -25,12 +25,13 @@ from sidestep.errors import UsageError
 from sidestep.families import FAMILIES
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.family import Family, inner
+from sidestep.families.gaussian import LEAST_SQUARE
 from sidestep.methods.bll import BLL, mixture, of_label
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
 from sidestep.nn import tiles
 from sidestep.nn.heads import Pool
-from sidestep.nn.latents import LEAST_SQUARE, Latents, by_position
+from sidestep.nn.latents import Latents, by_position
 from sidestep.nn.twins import Twin, twins
 from tests import naive
 from tests.conftest import CLASSES, adam, engine_for, linear_bll, sgd, small_net, some_batch

@@ -132,7 +132,7 @@ def test_a_gaussian_has_twice_the_channels_and_passes_its_means_on(
     law = Gaussian()
     latents = of(law, *shape)
     assert latents.width == 4
-    _, offset = latents.affine
+    _, offset = latents.learnt
     with torch.no_grad():
         offset.fill_((torch.tensor(2.0).exp() - 1).log())
     h, mu = torch.tensor([features]), torch.tensor(rows)
@@ -159,7 +159,7 @@ def test_a_gaussians_precision_follows_the_mean_of_its_own_channel(
     law = Gaussian()
     latents = of(law, *shape)
     with torch.no_grad():
-        for parameter, values in zip(latents.affine, ([1.0, -2.0], [0.0, 3.0]), strict=True):
+        for parameter, values in zip(latents.learnt, ([1.0, -2.0], [0.0, 3.0]), strict=True):
             parameter.copy_(torch.tensor(values))
     mu = torch.tensor(rows)
     follows = torch.stack([mu[:, 0], 3 - 2 * mu[:, 1]], 1)
