@@ -50,8 +50,10 @@ class Gaussian(Family):
         Over the mean square of all means, so that noise is a share of what it is added to, however large that is.
         """
         slope, offset = learnt
-        natural = self.to_natural(torch.cat([output, slope * output + offset], -1))
-        return natural / (at_least_float32(output).square().mean(-1, keepdim=True) + LEAST_SQUARE)
+        mu = at_least_float32(output)
+        free = to_precision(slope * mu + offset, self.least_precision)
+        lam = free / (mu.square().mean(-1, keepdim=True) + LEAST_SQUARE)
+        return torch.cat([lam * mu, lam], -1)
 
     def log_partition(self, natural: Tensor) -> Tensor:
         mu, lam = mean_and_precision(natural)
