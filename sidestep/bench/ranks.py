@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, optimizer_factory
+from sidestep.bench.busy import WHOLE, Step, calibrations
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
 from sidestep.bench.step import benched, circumstances, rows_of
@@ -33,7 +34,6 @@ STEPS_A_TURN = 12
 BATCHES = 16
 """Taken in turn: what has learnt one batch by heart has gradients so small that a CPU is slow with them."""
 ONE_BUSY, ALL_BUSY = "calibration, one busy", "calibration, all busy"
-Step = Callable[[tuple[Tensor, Tensor]], object]
 
 
 def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = False) -> dict[str, Any]:
@@ -74,16 +74,17 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
 
     steps: dict[str, Step | None] = {name: step if ranks.rank == 0 else None for name, step in single.items()}
     steps |= shared
-    for micros in (1, *MICROBATCHES):
-        work = calibration(assembly, ranks, micros)
-        steps |= {f"{ONE_BUSY}, {micros}": work if ranks.rank == 0 else None, f"{ALL_BUSY}, {micros}": work}
+    make, parts = optimizer_factory(assembly.config), slices(assembly, ranks.count)
+    works = calibrations(parts, make, assembly.batches(0), MICROBATCHES, group, assembly.engine.context.autocast)
+    for kind, (one, every) in works.items():
+        steps |= {f"{ONE_BUSY}, {kind}": one, f"{ALL_BUSY}, {kind}": every}
     turns = interleaved({name: partial(turn, step) for name, step in steps.items()}, rounds, 1, assembly.device)
     samples = {name: [ms / STEPS_A_TURN for ms in found] for name, found in turns.items()}
     rows = {row["name"]: row for row in rows_of(samples, ours, assembly.config.batch_size)}
     found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values())}
-    calibrated = {m: ratios(samples, f"{ALL_BUSY}, {m}", f"{ONE_BUSY}, {m}") for m in (1, *MICROBATCHES)}
-    found["calibration"], found["calibration_low"], found["calibration_high"] = calibrated[1]
-    found["calibrations"] = {str(m): middle for m, (middle, _, _) in calibrated.items()}
+    calibrated = {kind: ratios(samples, f"{ALL_BUSY}, {kind}", f"{ONE_BUSY}, {kind}") for kind in works}
+    found["calibration"], found["calibration_low"], found["calibration_high"] = calibrated[WHOLE]
+    found["calibrations"] = {kind: middle for kind, (middle, _, _) in calibrated.items()}
     rivals_of = {"one_process": [alone], "ddp": ["backprop, data parallel"]}
     rivals_of |= {kind.lower(): [name for name in rows if name.startswith(kind)] for kind in SCHEDULES}
     for key, names in rivals_of.items():
@@ -172,29 +173,6 @@ def slices(assembly: Assembly, count: int) -> list[nn.Module]:
     """The network of its own in so many parts, balanced as the method's blocks are."""
     plan = CutPlan(count, assembly.config.balance)
     return list(plan(copy.deepcopy(assembly.model), assembly.task.sample).nets)
-
-
-class StageStep(MicroBatchedStep):
-    """What a rank of a pipeline does in a step, but for its messages: forward, all gradients, and the update."""
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.network(x.detach().requires_grad_()).float().square().mean()
-
-
-def calibration(assembly: Assembly, ranks: Ranks, micros: int) -> Step:
-    """The same work on every process: what a machine's cores give when all are busy, beside one of them.
-
-    It is a stage's, in so many micro-batches: small ones wait for memory, which cores share, more than they compute.
-    """
-    before, stage, *_ = slices(assembly, ranks.count)
-    optimizer = optimizer_factory(assembly.config)(stage.parameters())
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # it moves every number and changes none: gradients would vanish, which a CPU is slow with
-    x, y = assembly.batches(0)
-    with torch.no_grad():
-        given = before(x)
-    step = StageStep(stage, optimizer, micros, autocast=assembly.engine.context.autocast)
-    return lambda _: step.step((given, y))
 
 
 def accuracy(assembly: Assembly) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, optimizer_factory
 from sidestep.bench import ranks
+from sidestep.bench.busy import Step
+from sidestep.bench.plain import PlainStep
 from sidestep.bench.ranks import MICROBATCHES, STEPS_A_TURN, first_batches, name_of, slices
-from sidestep.bench.rivals import MakeOptimizer, MicroBatchedStep, PipelineStep
+from sidestep.bench.rivals import DataParallelStep, MakeOptimizer, MicroBatchedStep, PipelineStep
 from sidestep.bench.step import benched
 from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
@@ -38,8 +41,8 @@ Predict = Callable[[Machine], float]
 def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     """What `sidestep bench scale` prints: every way to train in so many processes, as predicted and as measured.
 
-    All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy, with
-    micro-batches of the same size.
+    All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy with
+    the like (`bench.busy`).
     """
     assembly = benched(config, "clip")
     with threads(config.threads or threads_each(count)):
@@ -49,8 +52,8 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for row in found["rows"]:
         if row["name"] in expected:
-            micros = row["name"].split(", ")[-1].partition(" micro-batches")[0]
-            busier = found["calibrations"].get(micros, found["calibration"]) * min(cores, count) / count
+            kind = row["name"].split(", ")[-1]
+            busier = found["calibrations"].get(kind, found["calibration"]) * min(cores, count) / count
             predicted = 1000 * expected[row["name"]](Machine(cores, busy=max(1.0, busier)))
             rows.append(row | {"predicted_ms": predicted, "error": predicted / row["step_ms"] - 1})
     found |= {"rows": rows, "cores": cores}
@@ -76,6 +79,7 @@ def predictions(assembly: Assembly, count: int, found: Links) -> dict[str, Predi
     network = copy.deepcopy(assembly.model)
     x, y = (part.chunk(count)[0] for part in batches[0])
     [replica] = stages_alone([network], make, (x, y), 1, autocast)
+    replica = slowed(replica, replica_alone(network, make, (x, y), autocast))
     pairs = [data_parallel(replica, buckets(network), rank, count) for rank in range(count)]
     works = [own for own, _ in pairs] + [sums for _, sums in pairs]
     made["backprop, data parallel"] = turn(works, found.ring, on=[*range(count), *range(count)])
@@ -96,21 +100,43 @@ def pipelines_alone(
     """
     x, y = batch
     found: list[float] = []
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
+    with group_of_one():
         for k, part in enumerate(parts):
             nets = [nn.Sequential(copy.deepcopy(part), nn.Flatten()) for _ in range(2)]
             pipeline = PipelineStep(kind, nets[:1], micros, make, world(), x.device, autocast)
             plain = MicroBatchedStep(nets[1], make(nets[1].parameters()), micros, autocast=autocast)
-            given = x.detach().requires_grad_(k > 0)
-            steps = {"pipeline": partial(pipeline.step, (given, y)), "plain": partial(plain.step, (given, y))}
-            middle, _, _ = ratios(interleaved(steps, ROUNDS, device=x.device), "pipeline", "plain")
-            found.append(middle)
+            found.append(longer(pipeline.step, plain.step, (x.detach().requires_grad_(k > 0), y)))
             with torch.no_grad(), torch.autocast(x.device.type, autocast, enabled=autocast is not None):
                 x = part(x)
+    return found
+
+
+def replica_alone(
+    network: nn.Module, make: MakeOptimizer, share: tuple[Tensor, Tensor], autocast: torch.dtype | None
+) -> float:
+    """How much longer than plain backpropagation a replica of torch's data parallelism takes, where it is the only one.
+
+    It copies all gradients to where they are added up, and back.
+    """
+    copies = [copy.deepcopy(network) for _ in range(2)]
+    plain = PlainStep(copies[1], make(copies[1].parameters()), autocast=autocast)
+    with group_of_one():
+        return longer(DataParallelStep(copies[0], make, world(), autocast=autocast).step, plain.step, share)
+
+
+@contextmanager
+def group_of_one() -> Generator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
     finally:
         dist.destroy_process_group()
-    return found
+
+
+def longer(step: Step, plain: Step, batch: tuple[Tensor, Tensor]) -> float:
+    """The median of paired ratios."""
+    steps = {"step": partial(step, batch), "plain": partial(plain, batch)}
+    return ratios(interleaved(steps, ROUNDS, device=batch[0].device), "step", "plain")[0]
 
 
 def slowed(stage: Stage, factor: float) -> Stage:
@@ -144,5 +170,6 @@ def scale_table(found: Mapping[str, Any]) -> str:
     for r in found["rows"]:
         time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
         lines.append(f"{r['name']:<30}{time:>26}{r['predicted_ms']:>12.1f}{100 * r['error']:>8.1f} %")
-    lines.append(f"calibration, all ranks busy over one: {found['calibration']:.3f}")
+    lines.append("calibration, all ranks busy over one:")
+    lines += [f"{'  ' + kind:<30}{factor:.3f}" for kind, factor in found["calibrations"].items()]
     return "\n".join(lines)

@@ -19,6 +19,8 @@ def test_all_ways_are_predicted_and_measured() -> None:
     assert rows.keys() == pipelines | {"local_ce, 2 processes", "backprop, data parallel"}
     for row in rows.values():
         assert row["predicted_ms"] > 0 and row["error"] == pytest.approx(row["predicted_ms"] / row["step_ms"] - 1)
+    kinds = {"whole batch", "data parallel", *(f"{m} micro-batches" for m in (2, 4, 8, 16))}
+    assert found["calibrations"].keys() == kinds and min(found["calibrations"].values()) > 0
     assert max(map(len, scale_table(found).splitlines())) <= 80
 
 
