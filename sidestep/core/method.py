@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -68,6 +68,12 @@ class Method(ABC):
     def export(self, chain: Chain) -> nn.Module:
         """The network that inference needs, x -> logits: without heads, unless beliefs are passed on."""
         return nn.Sequential(*(block.net for block in chain.blocks))
+
+    def check_choices(self) -> None:
+        """Raises ValueError for a field that is one of some words, by its type, and has another value."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and (own := getattr(self, name)) not in get_args(kind):
+                raise ValueError(f"got {name}={own!r}, expected one of {', '.join(get_args(kind))}.")
 
     def check_left_out(self, names: Sequence[str], where: str, instead: str = "") -> None:
         """Raises ValueError for a field that was set and is not read: comparing its values would compare nothing."""

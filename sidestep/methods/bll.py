@@ -34,11 +34,10 @@ B, or B, T where every token has a label, and latents of one position, of its ow
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -48,129 +47,26 @@ from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell, frozen_statistics
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
-from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
-from sidestep.families import FAMILIES, family_class
 from sidestep.families.family import Family, cross_entropy_bound, inner
-from sidestep.nn.heads import HIDDEN, HeadKind, check_hidden
 from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
-from sidestep.nn.mixing import Mixing, mixing
+from sidestep.nn.mixing import mixing
 from sidestep.nn.tiles import Rows, tiled
-from sidestep.nn.twins import Twin, TwinKind, twins
+from sidestep.nn.twins import Twin, twins
 
+from .bll_fields import Fields
 from .bll_theory import diagnose
 from .latent_block import Said, numbers, parts, surprise
 from .local_heads import head_for
 
-Centre = Literal["classes", "prediction"]
-Likelihood = Literal["sample", "closed", "plug-in"]
-Detach = Literal["none", "kl", "both"]
-ReadOutKind = Literal["auto", "linear", "lifted"]
 
-
+@final
 @dataclass(frozen=True)
-class BLL(Method):
+class BLL(Fields):
     """Latents between blocks, each block's law pulled towards the one that the target asks for."""
 
     reference: ClassVar[str] = "arXiv:2305.14974"
-
-    family: Literal["gaussian", "bernoulli", "categorical", "laplace"] = "gaussian"  # of the latents
-    states: int = 4  # of a categorical latent
-    least_precision: float | None = None  # of Laplace latents (1), or of Gaussian ones (100) whose mean square is 1
-    m: Mixing = 1.0  # of the twin's message in rho: a number, linear:1:0, cosine:1:0, or SHARE:M,SHARE:M,...
-    centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
-    m_warmup: float = 0.0  # share of training in which m climbs from 0
-    kl_weight: float = 1.0  # w, of the divergence
-    likelihood: Likelihood = "sample"  # E_rho of it: at a sample of rho, in closed form, or (plug-in) at its mean
-    detach: Detach = "none"  # rho is a constant: nowhere, in the KL, in both terms
-    bootstrap: bool = False  # in training the next block gets rho instead of alpha
-    twin: TwinKind = "mlp"
-    twin_width: int = 128  # W, of twin mlp
-    read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; auto: on images
-    head: HeadKind = "auto"  # lifted: the kind of that map
-    head_width: int = 128
-    head_depth: int = 1
-    predict: Literal["twin", "classifier"] = "twin"  # what answers, and is exported
-    draws: int = 0  # samples of alpha that an answer is the mean of; 0: it is that of alpha's mean
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        mixing(self.m)
-        _one_of("family", self.family, tuple(FAMILIES))
-        for name, value, known in (
-            ("centre", self.centre, Centre),
-            ("likelihood", self.likelihood, Likelihood),
-            ("detach", self.detach, Detach),
-            ("twin", self.twin, TwinKind),
-            ("head", self.head, HeadKind),
-            ("read_out", self.read_out, ReadOutKind),
-        ):
-            _one_of(name, value, get_args(known))
-        _one_of("predict", self.predict, ("twin", "classifier"))
-        self.check_read(
-            {
-                "states": ("family", ("categorical",)),
-                "least_precision": ("family", ("gaussian", "laplace")),
-                "twin_width": ("twin", ("mlp",)),
-                "centre": ("family", ("gaussian", "bernoulli", "categorical")),
-            }
-        )
-        self.law()
-        check_hidden(self.head_width, self.head_depth)
-        if self.twin_width < 1:
-            raise ValueError(f"got twin_width={self.twin_width}, expected at least 1.")
-        if self.draws < 0:
-            raise ValueError(f"got draws={self.draws}, expected 0 for the mean, or a number of samples.")
-        if self.draws and self.predict == "classifier":
-            raise ValueError("got draws with predict='classifier', which reads the mean; use predict='twin'.")
-        if not 0 <= self.m_warmup < 1:
-            raise ValueError(f"got m_warmup={self.m_warmup}, expected a share of training in [0, 1).")
-        if not any(mixing(self.m).values):
-            # rho is alpha, and the divergence 0.
-            self.check_left_out(("m_warmup", "kl_weight", "detach", "bootstrap"), "m=0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"got kl_weight={self.kl_weight}, expected a finite number of at least 0.")
-        if self.likelihood == "closed" and self.read_out == "lifted":
-            raise ValueError(
-                "got likelihood='closed' with read_out='lifted'; a closed form is known of a read-out linear in T(z) "
-                "only; use read_out='linear', or likelihood='sample'."
-            )
-        if self.detach == "both" and self.read_out == "lifted":
-            raise ValueError(
-                "got detach='both' with read_out='lifted', where nothing would teach the messages; use "
-                "read_out='linear', or detach='kl'."
-            )
-
-    def fitted(self, task: Task, shapes: Sequence[torch.Size]) -> BLL:
-        """With the read-out that blocks' features of these shapes get.
-
-        Raises ValueError for fields that these targets, or that read-out, do not read.
-        """
-        if isinstance(task, Regression):
-            for name, value in (("likelihood", "closed"), ("detach", "both")):
-                if getattr(self, name) == value:
-                    raise ValueError(f"got {name}={value!r} for targets that are numbers; it is for classes only.")
-            self.check_left_out(("read_out", "label_smoothing", "centre"), "targets that are numbers")
-            self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
-            return self
-        images = any(len(shape) == 3 for shape in shapes)
-        chosen = self if self.read_out != "auto" else replace(self, read_out="lifted" if images else "linear")
-        lifted = ("read_out", ("lifted",))
-        chosen.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
-        if self.draws and chosen.read_out == "lifted" and self.likelihood == "plug-in":
-            raise ValueError(
-                "got draws with a lifted read-out and likelihood='plug-in', whose running statistics are of no sample; "
-                "use likelihood='sample'."
-            )
-        return chosen
-
-    def law(self) -> Family:
-        least = {} if self.least_precision is None else {"least_precision": self.least_precision}
-        fields = {"categorical": {"states": self.states}, "gaussian": least, "laplace": least}
-        return family_class(self.family)(**fields.get(self.family, {}))
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
@@ -380,8 +276,3 @@ def mixture(shares: Tensor, messages: Tensor) -> Tensor:
     """
     with torch.autocast(messages.device.type, enabled=False):
         return (shares.to(messages) @ messages.flatten(1)).unflatten(-1, messages.shape[1:])
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"got {name}={value!r}, expected one of {', '.join(known)}.")

@@ -55,10 +55,7 @@ class BLLReleased(Method):
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.similarity not in ("released", "mended"):
-            raise ValueError(f"got similarity={self.similarity!r}, expected released or mended.")
-        if self.heads not in ("untrained", "trained"):
-            raise ValueError(f"got heads={self.heads!r}, expected untrained or trained.")
+        self.check_choices()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
         for name in (own.name for own in fields(self) if isinstance(own.default, float)):

@@ -35,11 +35,10 @@ class LocalHeads(Method, ABC):
     last: Literal["classifier", "head"] = "classifier"  # the last block's read-out: the model's, or one like the others
 
     def __post_init__(self) -> None:
+        self.check_choices()
         smoothings(self.label_smoothing)
         check_hidden(self.head_width, self.head_depth)
         self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
-        if self.last not in ("classifier", "head"):
-            raise ValueError(f"got last={self.last!r}, expected classifier or head.")
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)

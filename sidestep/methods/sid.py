@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,19 +72,14 @@ class SID(Method):
     module_norm: bool = False  # shared: BatchNorm on them
 
     def __post_init__(self) -> None:
+        self.check_choices()
         alphas(self.alpha)
         check_hidden(self.head_width, self.head_depth)
-        if self.form not in ("trunk", "shared"):
-            raise ValueError(f"got form={self.form!r}, expected trunk or shared.")
         trunk, shared = ("form", ("trunk",)), ("form", ("shared",))
         self.check_read(
             {"head": trunk, "head_width": trunk, "head_depth": trunk, "hidden": shared, "module_norm": shared}
         )
         self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
-        if self.belief not in get_args(Use):
-            raise ValueError(f"got belief={self.belief!r}, expected one of {', '.join(get_args(Use))}.")
-        if self.direction not in get_args(Direction):
-            raise ValueError(f"got direction={self.direction!r}, expected code or paper.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
         if self.direction == "paper" and self.label_smoothing == 0:

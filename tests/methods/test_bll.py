@@ -768,7 +768,7 @@ def test_a_least_precision_is_that_of_the_latents(family: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"family": "poisson"}, "got family='poisson', expected one of bernoulli, categorical, gaussian, laplace"),
+        ({"family": "poisson"}, "got family='poisson', expected one of gaussian, bernoulli, categorical, laplace"),
         ({"likelihood": "exact"}, "got likelihood='exact', expected one of sample, closed, plug-in"),
         ({"detach": "all"}, "got detach='all', expected one of none, kl, both"),
         ({"twin": "tied"}, "got twin='tied', expected one of linear, mlp, mirror"),

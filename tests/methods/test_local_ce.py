@@ -82,5 +82,5 @@ def test_the_last_block_may_have_a_head_like_the_others_which_is_exported_with_i
     exported = sum(p.numel() for p in method.export(engine.inference_chain).parameters())
     nets = sum(p.numel() for block in engine.chain.blocks for p in block.net.parameters())
     assert exported == nets + sum(p.numel() for p in engine.chain.blocks[-1].extras.parameters())
-    with pytest.raises(ValueError, match="got last='both', expected classifier or head"):
+    with pytest.raises(ValueError, match="got last='both', expected one of classifier, head"):
         LocalCE(last="both")  # pyright: ignore[reportArgumentType]  # the wrong word is the test

@@ -275,8 +275,8 @@ def test_the_trunk_form_shares_nothing_and_leaves_the_classifier_out() -> None:
     ("fields", "message"),
     [
         ({"direction": "paper"}, "direction='paper' has KL.* give label_smoothing > 0"),
-        ({"direction": "sideways"}, "got direction='sideways', expected code or paper"),
-        ({"form": "twisted"}, "got form='twisted', expected trunk or shared"),
+        ({"direction": "sideways"}, "got direction='sideways', expected one of code, paper"),
+        ({"form": "twisted"}, "got form='twisted', expected one of trunk, shared"),
         ({"alpha": 0.0}, r"got alpha=0.0, expected values in \(0, 1\]"),
         ({"alpha": 1.5}, "got alpha=1.5, expected values in"),
         ({"alpha": "0.5,-1"}, "got alpha=0.5,-1, expected values in"),
