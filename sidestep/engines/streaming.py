@@ -151,6 +151,7 @@ class Streaming:
                 compile_calls(module)
         assert not cuda_graph or (wire is None and replicas is None), "all blocks of a recorded step are here"
         self.captured = CapturedStep(lambda batch: self.run(self._moving(batch)), device) if cuda_graph else None
+        self.parts.forget_gradients()  # that a loop of the caller's own has left, for a step adds to what is there
 
     def share(self, own: range, wire: Wire | None, replicas: Replicas | None = None) -> Streaming:
         """An engine of the same run with some of these very blocks, a wire to the others, and replicas."""
@@ -191,7 +192,8 @@ class Streaming:
     def step(self, batch: tuple[Tensor, Tensor]) -> StepMetrics:
         """One update from one batch (x, y): x (B, ...), y (B,) class indices or (B, C) soft labels.
 
-        Raises ValueError, before anything is touched, for a batch that cannot be learnt from.
+        Raises ValueError, before anything is touched, for a batch that does not fit the task or the micro-batches.
+        What the network itself refuses, as BatchNorm a single sample, shows once the blocks before have moved.
         """
         return self.run(self.stepping(batch))
 
@@ -233,6 +235,7 @@ class Streaming:
         """
         self._check(batch)
         self.parts.train_mode()
+        self.parts.forget_gradients()
         try:
             with frozen_statistics(*(module for _, module in self.parts.named)):
                 whole = Batch(*batch, self.steps, 0, self.progress)
@@ -293,13 +296,13 @@ class Streaming:
                 cell.kept.clear()
             if last:
                 self._learnt(f"blocks.{n}")
+        last = sweep.update and "hub" in self.parts.updaters
+        if last:
+            self.parts.begin_last_call("hub")
         if self.derived.hub_trained:
-            last = sweep.update and "hub" in self.parts.updaters
-            if last:
-                self.parts.begin_last_call("hub")
             yield from self.messages.to_hub(encoded, shared, when)
-            if last:
-                self._learnt("hub")
+        if last:
+            self._learnt("hub")  # also a frozen one, whose running statistics the average and the replicas get
 
     def _run_stack(self, stack: Stack, p: Pass, cell: Cell, message: Message, sweep: Sweep) -> Message:
         """Run, and move, a stack of blocks, of which `cell` is the first one's."""

@@ -27,6 +27,7 @@ from sidestep.engines.update import UpdateRule
 from sidestep.errors import UsageError
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
+from sidestep.methods.sid import SID
 from tests.conftest import CLASSES, Case, engine_for, sgd, small_net, some_batch
 
 STEPS = 3
@@ -217,6 +218,30 @@ def test_the_moving_average_is_what_predicts() -> None:
         assert found is not None and torch.equal(found, expected)
     trained, averaged = (next(chain.blocks[0].parameters()) for chain in (engine.chain, engine.inference_chain))
     assert not torch.equal(trained, averaged)
+
+
+def test_the_moving_average_of_a_frozen_hub_has_its_running_statistics() -> None:
+    network = small_net(dropout=0.0).requires_grad_(False)
+    engine = engine_for(SID(form="shared"), network, sgd(ema=0.9), blocks=3)
+    for batch in batches():
+        engine.step(batch)
+    hub, average = engine.chain.hub, engine.inference_chain.hub
+    assert hub is not None and average is not None and hub is not average
+    start = dict(small_net(dropout=0.0).named_buffers())
+    for name, buffer in hub.named_buffers():
+        assert torch.equal(buffer, dict(average.named_buffers())[name])
+    assert any(not torch.equal(a, b) for a, b in zip(hub.buffers(), start.values(), strict=True))
+
+
+def test_gradients_that_the_caller_has_left_are_not_learnt_from() -> None:
+    left, cleared = still_net(), still_net()
+    (100 * left(some_batch()[0])).square().sum().backward()
+    engines = [engine_for(Backprop(), network, sgd()) for network in (left, cleared)]
+    found = [engine.gradients(some_batch(1), losses=[]) for engine in engines]
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+    for engine in engines:
+        engine.step(some_batch())
+    assert all(torch.equal(p, q) for p, q in zip(left.parameters(), cleared.parameters(), strict=True))
 
 
 # ---- where gradients cross
