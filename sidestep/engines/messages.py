@@ -76,9 +76,11 @@ class Messages:
 
 
 def packed(totals: Sequence[Tensor | None], like: Message) -> Message:
-    """Gradients that may be missing, as a message: an empty tensor stands for none."""
-    return tuple(x.new_empty(0) if total is None else total for total, x in zip(totals, like, strict=True))
+    """Gradients that may be missing, as a message of one layout: which there are, and zeros for the others."""
+    there = torch.tensor([total is not None for total in totals])
+    return there, *(torch.zeros_like(x) if total is None else total for total, x in zip(totals, like, strict=True))
 
 
 def unpacked(message: Message) -> list[Tensor | None]:
-    return [m if m.numel() else None for m in message]
+    there, *totals = message
+    return [total if has else None for has, total in zip(there.tolist(), totals, strict=True)]

@@ -158,12 +158,14 @@ class Stack:
                         slot: value[n] if isinstance(value, Tensor) and value.dim() else value
                         for slot, value in state.items()
                     }
+            updater.take_settings(self.updater)
             if updater.average is not None and self.updater.average is not None:
                 updater.average.n_averaged.copy_(self.updater.average.n_averaged)
 
     def take_state(self) -> None:
         """The other way round, after the blocks' updaters have loaded theirs."""
         updater, first = self.updater, self.updaters[0]
+        updater.take_settings(first)
         if updater.optimizer is not None:
             updater.optimizer.state.clear()
             for whole, *parts in zip(updater.parameters, *(block.parameters() for block in self.blocks), strict=True):

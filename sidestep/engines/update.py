@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ class Updater:
             own = dict(zip(like, self.parameters, strict=True))
             for group in self.optimizer.param_groups:
                 group["params"] = [own[p] for p in group["params"]]
+        self.begun_with = self._settings()
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups] if self.optimizer else []
         self.average = (
             AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(rule.ema)) if rule.ema is not None else None
@@ -82,8 +83,26 @@ class Updater:
     def for_inference(self) -> nn.Module:
         return self.module if self.average is None else self.average.module
 
+    def _settings(self) -> list[dict[str, float]]:
+        """The numbers that the optimizer keeps by group of parameters, but for a rate that is the schedule's."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        scheduled = {"lr"} if self.rule.schedule is not None else set[str]()
+        return [{k: v for k, v in g.items() if isinstance(v, int | float) and k not in scheduled} for g in groups]
+
+    def _set(self, settings: Sequence[Mapping[str, float]]) -> None:
+        if self.optimizer is not None:
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own)
+
+    def take_settings(self, other: Updater) -> None:
+        """Those that another updater of the same rule has come to."""
+        self._set(other._settings())
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Optimizer state as `optim/<parameter>/<slot>`, the moving average as `ema/<name>`."""
+        """Optimizer state as `optim/<parameter>/<slot>`, the moving average as `ema/<name>`.
+
+        And what an optimizer has changed of its own settings, as `optim/group <n>/<setting>`.
+        """
         state: dict[str, Tensor] = {}
         names = {p: name for name, p in self.module.named_parameters()}
         if self.optimizer is not None:
@@ -92,6 +111,9 @@ class Updater:
                     if value is not None:
                         # SGD without momentum keeps a None; Adam's step count is a tensor already.
                         state[f"optim/{names[parameter]}/{entry}"] = torch.as_tensor(value)
+        for n, (own, begun) in enumerate(zip(self._settings(), self.begun_with, strict=True)):
+            moved = {k: v for k, v in own.items() if begun.get(k) != v}
+            state.update({f"optim/group {n}/{k}": number(v) for k, v in moved.items()})
         if self.average is not None:
             state["ema/n_averaged"] = self.average.n_averaged
             state.update({f"ema/{k}": v for k, v in self.average.module.state_dict().items()})
@@ -103,12 +125,16 @@ class Updater:
             # Adam's step count lies with its parameter where kernels read it, else with the CPU: torch's own rule.
             kernels = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable")
             self.optimizer.state.clear()
+            self._set(self.begun_with)
             for entry, value in state.items():
-                if entry.startswith("optim/"):
+                if entry.startswith("optim/group "):
+                    _, name, setting = entry.split("/")
+                    self.optimizer.param_groups[int(name.removeprefix("group "))][setting] = value.item()
+                elif entry.startswith("optim/"):
                     _, name, slot = entry.split("/")
                     parameter = parameters[name]
                     # In the parameter's memory format, which fused kernels take for granted.
-                    like = parameter if value.dim() else value
+                    like = parameter if value.shape == parameter.shape else value
                     device = parameter.device if value.dim() or kernels else value.device
                     own = torch.empty_like(like, dtype=value.dtype, device=device)
                     self.optimizer.state[parameter][slot] = own.copy_(value)
@@ -119,7 +145,13 @@ class Updater:
             self.average.module.load_state_dict(averaged)
 
 
+def number(value: float) -> Tensor:
+    """(), of the dtype that gives the same number back."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+
+
 def norms(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
-    """The norms of all gradients there are, (P,), of which `nn.utils.clip_grad_norm_` takes the norm."""
-    found = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    """The norms of all gradients, (P,), of which `nn.utils.clip_grad_norm_` takes the norm; 0 where there is none."""
+    none = torch.zeros((), device=device)
+    found = [none if p.grad is None else torch.linalg.vector_norm(p.grad) for p in parameters]
     return torch.stack(found) if found else torch.empty(0, device=device)

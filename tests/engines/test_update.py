@@ -151,8 +151,20 @@ def test_a_state_names_parameters_and_slots() -> None:
     assert set(updater.state_dict()) == slots | {f"ema/{name}" for name in [*names, *buffers, "n_averaged"]}
 
 
+class Counting(torch.optim.SGD):
+    """Keeps a count among its settings, as schedule-free optimizers do, and goes by it."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["lr"] = 0.1 / group["k"]
+        return super().step(closure)
+
+
 @pytest.mark.parametrize(
-    "optimizer", [momentum, torch.optim.SGD, torch.optim.Adam], ids=["momentum", "plain-sgd", "adam"]
+    "optimizer",
+    [momentum, torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor, Counting],
+    ids=["momentum", "plain-sgd", "adam", "factored", "counting"],
 )
 def test_a_loaded_state_goes_on_bit_for_bit_and_shares_nothing(optimizer: Any) -> None:
     rule = UpdateRule(optimizer, ema=0.8)

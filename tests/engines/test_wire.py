@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidestep.core.emit import Message
+from sidestep.engines.messages import packed, unpacked
 from sidestep.engines.streaming import StepMetrics, Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.engines.wire import Edge, LocalWire, When, Work, in_turn
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
-from tests.conftest import BLOCKS, CASES, Case, adam, engine_for, sgd, small_net, some_batch
+from tests.conftest import BLOCKS, CASES, CLASSES, Case, adam, engine_for, sgd, small_net, some_batch
 from tests.test_conformance import states_equal
 
 STEPS = 4
@@ -136,6 +137,50 @@ def test_a_message_is_a_copy_with_its_dtype_and_memory_format() -> None:
     assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, before)
     assert str(edge) == "0 match from block 1 to 2, step 3, micro-batch 0"
+
+
+class Skipping(nn.Module):
+    """Leaves its second layer out at random, so that it has a gradient in some steps only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.always(h)
+        return h if self.training and torch.rand(()) < 0.5 else h + self.sometimes(h)
+
+
+def test_what_goes_up_has_one_layout_whichever_gradients_there_are() -> None:
+    """A wire between processes refuses a message of another layout than in the step before."""
+    layouts: dict[str, set[tuple[torch.Size, ...]]] = {}
+
+    class Watched(LocalWire):
+        def send(self, edge: Edge, message: Message) -> None:
+            layouts.setdefault(edge.what, set()).add(tuple(m.shape for m in message))
+            super().send(edge, message)
+
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(128, 8), *(Skipping() for _ in range(4)), nn.Linear(8, CLASSES))
+
+    wire, rule = Watched(), adam(clip=0.1)
+    alone = engine_for(Backprop(), network(), rule)
+    own = [engine_for(Backprop(), network(), rule, own=share, wire=wire) for share in SHARES[0]]
+    for step in range(8):
+        alone.step(some_batch(step))
+        in_turn([engine.stepping(some_batch(step)) for engine in own], wire)
+    assert len(layouts["norms"]) == len(layouts["norm"]) == 1
+    for (name, p), found in zip(alone.state_dict().items(), merged(own).values(), strict=True):
+        assert torch.equal(p, found), name
+
+
+def test_gradients_that_a_hub_is_not_asked_for_have_the_layout_of_those_that_it_is() -> None:
+    like = torch.randn(2, 3), torch.randn(4)
+    message = packed([None, like[1]], like)
+    assert [m.shape for m in message[1:]] == [m.shape for m in packed([*like], like)[1:]]
+    none, some = unpacked(message)
+    assert none is None and some is not None and torch.equal(some, like[1])
 
 
 def test_a_step_whose_message_does_not_come_leaves_no_gradients() -> None:
