@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import signal
 import statistics
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -52,10 +53,11 @@ def fit(
     command line (`lr`, `batch_size`, `optimizer`, `augment`, `precision`, `resume`, ...).
 
     The network is trained in place, and ends with the parameters that validation chose; what of it asks for no
-    gradient stays, and what `freeze` names asks for one again in the end.  `run.model` is what inference needs, which
-    a method may have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and does not
-    judge it on the test set.  With `out` the run leaves the same folder as `sidestep train`, and can be resumed by the
-    same call with resume="last".
+    gradient stays, and what `freeze` names asks for one again in the end.  All of it is in training mode meanwhile, so
+    that running statistics move, also where nothing else does.  `run.model` is what inference needs, which a method may
+    have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and does not judge it on the
+    test set; SIGTERM likewise, and then leaves Python, as it does without us.  With `out` the run leaves the same
+    folder as `sidestep train`, and can be resumed by the same call with resume="last".
 
     Raises ValueError for settings or data that do not fit, before the network is touched; a bad training sample that
     only shows when a Dataset fetches it ends training before its step.
@@ -79,7 +81,9 @@ def fit(
                 folder.enter_context(trainer.begin(start))
         try:
             trainer.train()
-        except Stopped:
+        except Stopped as stopped:
+            if stopped.number == signal.SIGTERM:
+                raise SystemExit(128 + stopped.number) from None
             return Run(assembly, trainer.summary(), trainer.history, trainer.folder, interrupted=True)
         return Run(assembly, trainer.finish(), trainer.history, trainer.folder)
 
@@ -234,7 +238,10 @@ def compare(
             # Not by "init", from which `fit` draws what a method adds: heads would have the network's first numbers.
             with global_rng(key(s, "network")):
                 network = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-            values.append(fit(network, method, train_set, val_set, test_set, seed=s, **settings).accuracy)
+            run = fit(network, method, train_set, val_set, test_set, seed=s, **settings)
+            if run.interrupted:
+                raise KeyboardInterrupt  # half a run is not to be compared
+            values.append(run.accuracy)
         std = statistics.stdev(values) if seeds > 1 else None
         row = {"method": label(method), "accuracy": statistics.fmean(values), "std": std, "n": seeds}
         found.append(row | {"accuracies": values})

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import sidestep as ss
-from sidestep import files
+from sidestep import api, files
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
 from sidestep.core.emit import Emit
@@ -395,10 +395,10 @@ def test_a_finished_run_is_not_had_back_for_another_network_or_other_data(tmp_pa
 
 
 class Interrupting:
-    """A Dataset whose item `at`, when it is fetched for the `times`-th time, sends this process a Ctrl-C."""
+    """A Dataset whose item `at`, when it is fetched for the `times`-th time, sends this process a signal, Ctrl-C's."""
 
-    def __init__(self, at: int, times: int) -> None:
-        self.at, self.left = at, times
+    def __init__(self, at: int, times: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.at, self.left, self.number = at, times, number
         self.items = Pairs([(x, int(y)) for x, y in zip(*TRAIN, strict=True)])
 
     def wrapped(self) -> Pairs:
@@ -409,7 +409,7 @@ class Interrupting:
                 if i == outer.at:
                     outer.left -= 1
                     if outer.left == 0:
-                        os.kill(os.getpid(), signal.SIGINT)
+                        os.kill(os.getpid(), outer.number)
                 return self.items[i]
 
         return Watched(self.items.items)
@@ -445,6 +445,44 @@ def test_stopped_before_any_epoch_it_says_where() -> None:
     assert run.interrupted
     assert run.summary["selected"] == f"where it was stopped, step {run.assembly.engine.steps} of 42"
     assert run.history == []
+
+
+def test_a_sigterm_leaves_python_once_the_run_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        fitted(train_set=Interrupting(5, 3, signal.SIGTERM).wrapped(), val_set=TEST, out=tmp_path)
+    assert left.value.code == 143
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_ctrl_c_ends_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[int] = []
+    real = api.fit
+    monkeypatch.setattr(api, "fit", lambda *given, **more: (fits.append(1), real(*given, **more))[1])
+    with pytest.raises(KeyboardInterrupt):
+        ss.compare(net(), [ss.LocalCE()], Interrupting(5, 3).wrapped(), TEST, epochs=3, lr=0.01, seeds=2, quiet=True)
+    assert len(fits) == 1
+
+
+class Noisy(Pairs):
+    """A Dataset with a transform of its own, random as torchvision's are."""
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return x + 0.1 * torch.randn(x.shape), y
+
+
+def test_what_a_datasets_own_transforms_draw_is_the_runs_whatever_was_drawn_before(tmp_path: Path) -> None:
+    items = Noisy([(x, int(y)) for x, y in zip(*TRAIN, strict=True)])
+    found: list[nn.Module] = []
+    for _ in range(2):
+        torch.randn(3)
+        found.append(net())
+        fitted(found[-1], train_set=items, val_set=TEST)
+    assert same(*found)
+    plain, other = net(), net()
+    fitted(plain, train_set=Pairs(items.items), val_set=TEST)
+    fitted(other, train_set=items, val_set=TEST, seed=1)
+    assert not same(plain, found[0]) and not same(other, found[0])
 
 
 def test_a_network_can_be_fitted_again_and_by_another_method() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sidestep.core.keys import generator, key
+from sidestep.core.keys import generator, global_rng, key
 from sidestep.data.augment import Augment, to_float
 from sidestep.data.sources import Samples, Source
 from sidestep.errors import DataError, UsageError
@@ -70,7 +70,8 @@ class Batches:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(len(self._source), self._seed, epoch).to(self._home)
         start = batch * self._batch_size
-        x, y = self._source.fetch(self._order[start : start + self._batch_size])
+        with global_rng(key(self._seed, "data", step)):  # which a Dataset's own transforms draw from
+            x, y = self._source.fetch(self._order[start : start + self._batch_size])
         random = generator(key(self._seed, "augment", step), self._device)
         rounded = x.dtype == torch.uint8
         x, y = self._augment(x.to(self._device), y.to(self._device), random, self._source.num_classes)
@@ -92,7 +93,8 @@ def eval_batches(
     """Every sample once, in order, unaugmented, as `Batches` would normalise it; the last batch may be short."""
     normalise = _normaliser(mean, std, device)
     for number, indices in enumerate(torch.arange(len(source)).split(batch_size)):
-        raw, y = source.fetch(indices)
+        with global_rng(key(0, "data", "held out", number)):
+            raw, y = source.fetch(indices)
         x, y = to_float(raw.to(device)), y.to(device)
         if reconstruct:
             random = generator(key(0, "intensities", "held out", number), x.device)
