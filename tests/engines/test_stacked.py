@@ -173,6 +173,13 @@ class Normed(Residual):
         self.norm = nn.BatchNorm1d(WIDTH)
 
 
+class Tied(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(WIDTH, WIDTH)
+        self.again.weight = self.layer.weight
+
+
 @pytest.mark.parametrize(
     ("method", "unit", "words"),
     [
@@ -180,6 +187,7 @@ class Normed(Residual):
         (BLL(), Residual, r"one Up or Each pass .*, got Down\(feedback\), Up\(match\)"),
         (SID(), Dropping, r"got Dropout \(block 1, net.*dropout\), whose masks would be others"),
         (SID(), Normed, r"got BatchNorm1d \(block 1, net.*norm\), which has buffers"),
+        (SID(), Tied, "got a parameter in two places of block 1"),
         (SID(), None, "got no two blocks in a row that are equal but for their parameters"),
     ],
 )
@@ -208,13 +216,18 @@ class Scaled(Residual):
         return h + self.factor * self.layer(h).relu()
 
 
-def test_blocks_that_differ_in_what_their_modules_do_not_show_are_found_out() -> None:
+@pytest.mark.parametrize("method", [SID(), LocalCE()], ids=["sid", "local_ce"])
+@pytest.mark.parametrize("factors", [(1.0, 9.0, 1.0), (1.0, 0.9, 0.8), (1.0, -1.0, 1.0)], ids=str)
+def test_blocks_that_differ_in_what_their_modules_do_not_show_are_found_out(
+    method: Method, factors: tuple[float, ...]
+) -> None:
+    """At the start all have about the same objective, log C, whatever they make of their input."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, WIDTH), *(Scaled(f) for f in (1.0, 1.0, 9.0)), nn.Linear(WIDTH, CLASSES))
+    model = nn.Sequential(nn.Linear(12, WIDTH), *(Scaled(f) for f in factors), nn.Linear(WIDTH, CLASSES))
     task = Classification(CLASSES, batch(0)[0][:2])
-    engine = Streaming(SID(), SID().build(model, task, CutPlan(4)), task, sgd(), stacked=True)
+    engine = Streaming(method, method.build(model, task, CutPlan(4)), task, sgd(), stacked=True)
     before = {k: v.clone() for k, v in engine.state_dict().items()}
-    with pytest.raises(ValueError, match=r"got an objective of .* at block . in a stack .*, expected equal blocks"):
+    with pytest.raises(ValueError, match=r"got another answer of block . in a stack .*, expected equal blocks"):
         engine.step(batch(0))
     assert all(
         torch.equal(before[k], v) for k, v in engine.state_dict().items() if k.startswith(("blocks.1", "blocks.2"))
