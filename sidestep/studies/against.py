@@ -10,6 +10,12 @@ from sidestep.studies.rows import Value, minus, points
 from sidestep.studies.statistics import Difference
 from sidestep.studies.study import Row
 
+PAIRED = (
+    "Differences are paired by seed, with their 95 % interval, each by itself: where nothing differs, one in twenty "
+    "leaves out 0."
+)
+"""Under every table of them: a page makes as many comparisons as it has cells."""
+
 
 def less(groups: Mapping[str, Sequence[Row]], base: str, value: Value = "test_accuracy") -> dict[str, Difference]:
     """Every other group less this one, where they share a seed."""

@@ -78,7 +78,7 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
     drawn = less(arms, "last")
     return Section(
         data,
-        "Differences are in points of test accuracy, paired by seed, with their 95 % interval.",
+        against.PAIRED,
         [("", table(arms, HOWEVER_READ, further=[chosen(arms), *gaps, *sizes(arms)]))],
         against.figure(f"SID less each control on {data}", drawn),
     )

@@ -58,7 +58,7 @@ def deeper(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     table = accuracies(arms, pairs, "units")
     section = Section(
         "Depth",
-        "A block a unit. Differences are in points of test accuracy, paired by seed, with their 95 % interval.",
+        f"A block a unit. {against.PAIRED}",
         [("", table)] if table else [],
         over_depth("Test error over units.", arms, "units"),
     )

@@ -131,8 +131,8 @@ def section(name: str, choice: Choice, lines: Mapping[str, Sequence[Row]]) -> Se
     gaps = against.less(lines, choice.baseline)
     further = [*against.column(f"less {choice.baseline}", list(lines), gaps), chosen(lines)]
     text = (
-        "Differences are paired by seed, with their 95 % interval. Bounds are of validation samples, sampled with a "
-        f"divergence of weight 1; their gaps are measured from below. {choice.note}"
+        f"{against.PAIRED} Bounds are of validation samples, sampled with a divergence of weight 1; their gaps are "
+        f"measured from below. {choice.note}"
     )
     return Section(f"{name[0].upper()}{name[1:]}", text.strip(), [("", table(lines, COLUMNS, name, further))])
 

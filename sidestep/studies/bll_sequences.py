@@ -76,7 +76,7 @@ def section(task: str, rows: Sequence[Row]) -> Section:
     for cut, arms in by_cut(rows).items():
         columns: list[tuple[str, Value, Format]] = [("test accuracy, %", "test_accuracy", PERCENT)]
         if task == CHARACTERS:
-            columns.append(("validation loss, nats", "val_loss", fixed(4)))
+            columns += [("validation loss, nats", "val_loss", fixed(4)), ("test loss, nats", "test_loss", fixed(4))]
         tables.append((cut, table(arms, columns, further=[*by_block(arms), *sizes(arms)])))
     return Section(task, "Accuracies are shares of tokens. An empty cell is a block without a read-out.", tables)
 
@@ -95,7 +95,7 @@ def by_block(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
 
 
 NETWORK = f"--model encoder --set model.depth={LAYERS} --set model.width=64 --batch-size 128 --epochs 5"
-GPT = "--model gpt --data tinyshakespeare --blocks 6 --epochs 10"
+GPT = "--model gpt --data tinyshakespeare --blocks 6 --epochs 10 --select last"  # equal steps: no epoch is chosen
 RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")}
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 

@@ -93,8 +93,8 @@ def section(data: str, budgets: Mapping[str, Mapping[str, Sequence[Row]]]) -> Se
     figures = [("The gap over the budget.", svg, "")] if (svg := over_budget(data, budgets)) else []
     last, arms = list(budgets.items())[-1]
     text = (
-        f"{NOTES.get(data, '')} Differences are in points of test accuracy, paired by seed, with their 95 % interval, "
-        "which is over seeds: all read the same test set, while every seed holds out a validation split of its own. "
+        f"{NOTES.get(data, '')} {against.PAIRED} It is over seeds: all read the same test set, while every seed holds "
+        "out a validation split of its own. "
         "Short runs flatter local learning: read them over the budget."
     )
     return Section(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.read import Spread
-from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, prefixed, shown, whole
+from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, prefixed, shown, significant, whole
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Row
 
@@ -127,17 +127,20 @@ def chosen(groups: Mapping[str, Sequence[Row]]) -> Column:
 
 
 def sizes(groups: Mapping[str, Sequence[Row]]) -> list[Column]:
-    """Parameters and inference FLOPs of a group's first row: all of it, and without what the method added.
+    """Parameters, FLOPs and memory of a group's first row: all of it, and without what the method added.
 
     FLOPs deployed are those of the answer alone, with all read-outs those of every block's.
     """
 
-    def column(value: Callable[[Row], float], form: Format) -> list[str | None]:
-        return [form(value(rows[0])) if rows else None for rows in groups.values()]
+    def column(value: Callable[[Row], float | None], form: Format) -> list[str | None]:
+        found = [value(rows[0]) if rows else None for rows in groups.values()]
+        return [None if v is None else form(v) for v in found]
 
     return [
         ("parameters", column(lambda row: row["params"], whole)),
         ("without heads", column(lambda row: row["params"] - row["aux_params"], whole)),
+        ("FLOPs to train a sample", column(lambda row: row.get("flops_per_sample"), prefixed)),
+        ("peak activations, MiB", column(lambda row: row.get("peak_activation_mb"), significant)),
         ("FLOPs deployed", column(lambda row: row["inference_flops_per_sample"], prefixed)),
         ("all read-outs", column(lambda row: row["readouts_flops_per_sample"], prefixed)),
         ("network alone", column(lambda row: row["network_flops_per_sample"], prefixed)),

@@ -154,16 +154,31 @@ class Study:
 
         known = self.labelled(rows)
         found = {machine: [row for row in known if machine_of(row["command"]) == machine] for machine in MACHINES}
-        return joined({f"a {machine.upper()}": self.page(its) for machine, its in found.items() if its})
+        pages = {f"a {machine.upper()}": self._page(its) for machine, its in found.items() if its}
+        return joined(pages) if pages else self.page([])
+
+    def _page(self, rows: Sequence[Row]) -> Page:
+        """With the runs that are in no mean."""
+        page = self.page(rows)
+        lost = [row for row in rows if "failed" in row and "trial" not in row["labels"]]
+        named = "; ".join(f"{', '.join(row['labels'].values())} (`{row['command']}`)" for row in lost)
+        return replace(page, answer=f"{page.answer} Diverged, and in no mean: {named}.") if lost else page
 
     def labelled(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, each under the labels of every piece that is its command: what grids share is run once."""
+        """The rows, each under the labels of every piece that is its command: what grids share is run once.
+
+        A run of a candidate that its trials do not choose, or no longer, is left out: means are of one setting.
+        """
         labels: dict[str, list[Mapping[str, str]]] = {}
         for piece in (*self._smoke(), *(p for machine in MACHINES for p in self._all(machine, None, rows))):
             known = labels.setdefault(piece.command, [])
             if piece.labels not in known:
                 known.append(piece.labels)
-        return [row | {"labels": dict(own)} for row in rows for own in labels.get(row["command"], [row["labels"]])]
+        return [
+            row | {"labels": dict(own)}
+            for row in rows
+            for own in labels.get(row["command"], [] if "tuned" in row["labels"] else [row["labels"]])
+        ]
 
     def _smoke(self) -> list[Piece]:
         return [

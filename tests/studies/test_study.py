@@ -86,6 +86,25 @@ def test_a_command_of_two_grids_is_run_once_and_read_under_the_labels_of_both() 
     ]
 
 
+def test_a_mean_is_of_the_runs_of_the_choice_that_stands_and_a_run_that_diverged_is_named() -> None:
+    """Trials that were made again choose another rate: runs of both would be taken for one arm's seeds."""
+    rates = {"low": "--lr 0.001", "high": "--lr 0.004"}
+    study = Study("?", [Grid({"SID": "train sid"}, seeds={"cpu": 2}, candidates=rates)], page)
+    rows: list[Row] = [
+        {"labels": dict(piece.labels), "command": piece.command, "val_accuracy": accuracy}
+        for piece, accuracy in zip(study.pieces(), (0.8, 0.9), strict=True)
+    ]
+    pieces = study.pieces(rows=rows)[2:]
+    first, lost = ({"labels": dict(piece.labels), "command": piece.command} for piece in pieces)
+    lost |= {"failed": "the loss is not finite"}
+    was = pieces[0].command.replace("0.004", "0.001")
+    old: Row = {"labels": {**pieces[0].labels, "tuned": "low"}, "command": was}
+    shown = study.shown([*rows, old, first, lost])
+    assert shown.rows == [*rows, first, lost]
+    assert shown.answer == f"4 rows. Diverged, and in no mean: SID, high (`{lost['command']}`)."
+    assert study.shown([old]) == page([])
+
+
 def test_rows_of_a_cpu_and_of_a_gpu_stand_apart_on_the_page() -> None:
     """Equal arms and seeds: else the GPU's backprop would be paired with the CPU's SID."""
     grid = Grid({"SID": "train sid", "backprop": "train backprop"}, seeds={"cpu": 1, "gpu": 1})
