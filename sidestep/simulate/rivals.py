@@ -22,7 +22,8 @@ class Stage(NamedTuple):
     forward: float  # of the last one with the loss
     backward: float
     update: float
-    size: int = 0  # of the message to the next stage, and of the gradient that comes back
+    size: int = 0  # of the message to the next stage; its gradient, which comes back, is as large
+    given: int = 0  # of the message from the stage before, and of the gradient that goes back to it
     weights: float = 0.0  # that part of `backward` which no other stage waits for
 
 
@@ -42,7 +43,7 @@ def gpipe(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
             yield Receive(rank + 1, GRADIENT)
         yield Compute(stage.backward)
         if not first:
-            yield Send(rank - 1, stage.size, GRADIENT)
+            yield Send(rank - 1, stage.given, GRADIENT)
     if not first:
         yield Flush(rank - 1, GRADIENT)
     yield Compute(stage.update)
@@ -68,7 +69,7 @@ def one_f_one_b(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Ac
         yield Compute(stage.backward)
         if not first:
             yield Flush(rank - 1, GRADIENT)
-            yield Send(rank - 1, stage.size, GRADIENT)
+            yield Send(rank - 1, stage.given, GRADIENT)
         if n < micros - ahead:
             if not first:
                 yield Receive(rank - 1, FORWARD)

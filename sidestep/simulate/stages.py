@@ -96,8 +96,9 @@ def stages_alone(
         weights = backward if first else max(backward - timed.median("inputs' gradient"), 0.0)
         with torch.no_grad():
             part.forward()
-        x = part.answer.detach()
-        found.append(Stage(timed.median("forward"), backward, timed.median("update"), x.nbytes, weights))
+        given, x = x, part.answer.detach()
+        times = timed.median("forward"), backward, timed.median("update")
+        found.append(Stage(*times, size=x.nbytes, given=given.nbytes, weights=weights))
     return found
 
 

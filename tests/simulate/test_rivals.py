@@ -43,6 +43,14 @@ def test_a_pipelines_latency_is_in_every_step() -> None:
     assert of(gpipe, stage, 4, 8, link) == pytest.approx((8 + 3) * 3 + 2 * 3 * 10)
 
 
+@pytest.mark.parametrize("schedule", [gpipe, one_f_one_b])
+def test_a_gradient_is_as_large_as_what_it_is_the_gradient_of(schedule: Schedule) -> None:
+    """One micro-batch up two cuts of 100 and 30 bytes and down again; of the last stage's loss nothing is sent."""
+    sizes = [(100, 0), (30, 100), (4, 30)]
+    works = [list(schedule(Stage(1.0, 2.0, 0.0, size, given), rank, 3, 1)) for rank, (size, given) in enumerate(sizes)]
+    assert seconds(works, Link(byte=0.1)) == pytest.approx(3 * 3 + 2 * (10 + 3))
+
+
 @pytest.mark.parametrize(("count", "micros"), [(2, 4), (4, 8), (8, 32)])
 def test_a_v_without_bubbles_takes_its_work_and_little_more(count: int, micros: int) -> None:
     """A rank does each of the three, of both halves, once a micro-batch; what is left is the way to the last rank."""

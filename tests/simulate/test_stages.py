@@ -25,7 +25,7 @@ def test_a_stage_gets_its_predecessors_outputs_and_is_run_as_often_as_it_is_time
     found = stages_alone(stages, sgd, (torch.randn(8, 6), torch.zeros(8, dtype=torch.int64)), micros=2)
     # Twice a round, and at the end for the next one; the last stage's inputs' gradient is timed apart.
     assert seen[0] == [(4, 6)] * (2 * (WARMUP + ROUNDS) + 1) and seen[1] == [(4, 4)] * (3 * (WARMUP + ROUNDS) + 1)
-    assert found[0].size == 4 * 4 * 4  # bytes of what goes to the next stage
+    assert found[0].size == found[1].given == 4 * 4 * 4  # bytes of what goes to the next stage, and back from it
     assert all(min(stage.forward, stage.backward, stage.update) > 0 for stage in found)
     assert found[0].weights == found[0].backward  # nobody waits for what the first stage computes backwards
     assert 0 <= found[1].weights <= found[1].backward
