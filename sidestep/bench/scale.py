@@ -33,7 +33,7 @@ from sidestep.simulate.rivals import Stage, data_parallel, gpipe, one_f_one_b, z
 from sidestep.simulate.stages import ROUNDS, buckets, stages_alone
 from sidestep.simulate.trace import traced
 
-SCHEDULES = {"GPipe": gpipe, "1F1B": one_f_one_b, "ZBV": zero_bubble}
+SCHEDULES = {"GPipe": gpipe, "1F1B": one_f_one_b}
 Predict = Callable[[Machine], float]
 """Seconds of a step on a machine."""
 
@@ -66,15 +66,18 @@ def predictions(assembly: Assembly, count: int, found: Links) -> dict[str, Predi
     batches = first_batches(assembly)
     traces = traced(assembly.engine, Placement(count).blocks(len(assembly.chain.blocks)), batches)
     made: dict[str, Predict] = {name_of(assembly.config.method, count): turn(traces, found.wire)}
-    for kind, schedule in SCHEDULES.items():
+    for kind, each in ranks.SCHEDULES.items():
         for micros in MICROBATCHES:
-            if micros >= ranks.SCHEDULES[kind] * count:
-                parts = slices(assembly, count)
+            if micros >= each * count:
+                parts = slices(assembly, each * count)
                 stages = stages_alone(parts, make, batches[0], micros, autocast)
-                if kind != "ZBV":  # whose two parts on a rank do not follow each other
+                if kind in SCHEDULES:
                     own = pipelines_alone(kind, parts, make, batches[0], micros, autocast)
                     stages = [slowed(stage, factor) for stage, factor in zip(stages, own, strict=True)]
-                works = [list(schedule(stage, rank, count, micros)) for rank, stage in enumerate(stages)]
+                    works = [list(SCHEDULES[kind](stage, rank, count, micros)) for rank, stage in enumerate(stages)]
+                else:  # ZBV, whose two stages on a rank do not follow each other, so that none runs by itself
+                    pairs = [(stages[rank], stages[-1 - rank]) for rank in range(count)]
+                    works = [list(zero_bubble(pair, rank, count, micros)) for rank, pair in enumerate(pairs)]
                 made[f"{kind}, {micros} micro-batches"] = turn(works, found.gloo)
     network = copy.deepcopy(assembly.model)
     x, y = (part.chunk(count)[0] for part in batches[0])

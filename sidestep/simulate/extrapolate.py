@@ -65,6 +65,13 @@ def pipeline(
     return min(found)
 
 
+def zero_bubble_of_equals(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
+    """ZBV where both stages of a rank are halves of a block, whose messages are as large as a block's."""
+    times = {name: getattr(stage, name) / 2 for name in ("forward", "backward", "update", "weights")}
+    half = stage._replace(**times)
+    return zero_bubble((half, half), rank, count, micros)
+
+
 def ring(size: float, ranks: int, link: Link) -> float:
     """Seconds of a sum over all: 2 (R - 1) messages of an R-th of its bytes, one after the other."""
     return 2 * (ranks - 1) * (link.start + size / ranks * link.byte + link.latency)
@@ -103,7 +110,7 @@ def ways(block: Block, ranks: int, batch: int, link: Link) -> dict[str, float | 
     return {
         "blocks": chain(block, ranks, link),
         "1F1B": pipeline(one_f_one_b, block, ranks, link),
-        "ZBV": pipeline(zero_bubble, block, ranks, link, least=2),
+        "ZBV": pipeline(zero_bubble_of_equals, block, ranks, link, least=2),
         "data parallel": data_parallel(block, ranks, batch, link),
         "DiLoCo": local_steps(block, ranks, batch, link),
     }

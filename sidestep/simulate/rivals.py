@@ -5,10 +5,12 @@ Pipelines are the actions of one rank, in the order in which torch.distributed.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch.distributed.pipelining import ScheduleZBVZeroBubble, schedules
 
 from .machine import Action, Compute, Flush, Receive, Send
 
@@ -82,68 +84,47 @@ def one_f_one_b(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Ac
     yield Compute(stage.update)
 
 
-def zero_bubble(stage: Stage, rank: int, count: int, micros: int) -> Iterator[Action]:
-    """ZBV: two halves of a stage on every rank, in a V, and weights learn where a rank would wait (arXiv:2401.10241).
+def zero_bubble(halves: tuple[Stage, Stage], rank: int, count: int, micros: int) -> Iterator[Action]:
+    """ZBV: two stages on every rank, in a V, and weights learn where a rank would wait (arXiv:2401.10241).
 
-    stage: both halves together.
+    halves: those of this rank, the one on the way up first.
     """
     for kind, half in zero_bubble_orders(count, micros)[rank]:
+        stage = halves[half]
         before, after = (rank - 1, rank + 1) if half == 0 else (rank + 1, rank - 1)
         begins = rank == 0 if half == 0 else rank == count - 1  # else a message comes from another rank
         ends = rank == count - 1 if half == 0 else rank == 0
-        if kind == "forward":
-            if not begins:
-                yield Receive(before, f"{FORWARD} {half}")
-            yield Compute(stage.forward / 2)
-            if not ends:
+        match kind:
+            case "FORWARD":
+                if not begins:
+                    yield Receive(before, f"{FORWARD} {half}")
+                yield Compute(stage.forward)
+            case "SEND_F":
                 yield Send(after, stage.size, f"{FORWARD} {half}")
-        elif kind == "backward":
-            if not ends:
-                yield Receive(after, f"{GRADIENT} {half}")
-            yield Compute((stage.backward - stage.weights) / 2)
-            if not begins:
-                yield Send(before, stage.size, f"{GRADIENT} {half}")
-        else:
-            yield Compute(stage.weights / 2)
-    yield Compute(stage.update)
+            case "BACKWARD_INPUT":
+                if not ends:
+                    yield Receive(after, f"{GRADIENT} {half}")
+                yield Compute(stage.backward - stage.weights)
+            case "SEND_B":
+                yield Send(before, stage.given, f"{GRADIENT} {half}")
+            case "BACKWARD_WEIGHT":
+                yield Compute(stage.weights)
+            case _:
+                pass  # receives are begun where they are waited for
+    yield Compute(sum(stage.update for stage in halves))
 
 
 @cache
 def zero_bubble_orders(count: int, micros: int) -> list[list[tuple[str, int]]]:
-    """What every rank does after what: (forward, backward or weights, which half).
+    """What every rank does after what, by torch's own schedule: the name of its action, and which half.
 
-    Found by playing it in ticks, all three being equally long.  A rank takes what others wait for: backward if it can,
-    else forward, as long as no more than two micro-batches a rank are alive, else weights.
+    The schedule is made without processes and stages, of which only the numbers decide; a test holds it to a whole one.
     """
-    stages = 2 * count
-    place = [(n, 0) if n < count else (stages - 1 - n, 1) for n in range(stages)]
-    done: dict[str, list[int]] = {kind: [0] * stages for kind in ("forward", "backward", "weights")}
-    orders: list[list[tuple[str, int]]] = [[] for _ in range(count)]
-    own = [[rank, stages - 1 - rank] for rank in range(count)]
-    while any(weights < micros for weights in done["weights"]):
-        before = {kind: list(found) for kind, found in done.items()}
-        for rank in range(count):
-            alive = sum(before["forward"][n] - before["backward"][n] for n in own[rank])
-            wanted = [("backward", n) for n in own[rank]]
-            if alive < stages:
-                wanted += [("forward", n) for n in reversed(own[rank])]
-            wanted += [("weights", n) for n in own[rank]]
-            found = next(((kind, n) for kind, n in wanted if _ready(before, kind, n, micros)), None)
-            if found:
-                kind, n = found
-                done[kind][n] += 1
-                orders[rank].append((kind, place[n][1]))
-    return orders
-
-
-def _ready(done: Mapping[str, Sequence[int]], kind: str, n: int, micros: int) -> bool:
-    """Whether a half stage, so many of which have done so many micro-batches, has another one to do."""
-    if kind == "forward":
-        return done[kind][n] < (done[kind][n - 1] if n else micros)
-    if kind == "backward":
-        given = done["forward"][n] if n == len(done[kind]) - 1 else done[kind][n + 1]
-        return done[kind][n] < min(given, done["forward"][n])
-    return done[kind][n] < done["backward"][n]
+    schedule: Any = object.__new__(ScheduleZBVZeroBubble)
+    schedule.pp_group_size, schedule.num_stages, schedule._n_microbatches = count, 2 * count, micros
+    own = {rank: [a for a in schedule._calculate_single_rank_operations(rank) if a] for rank in range(count)}
+    orders = schedules._add_send_recv(own, lambda n: min(n, 2 * count - 1 - n), 2 * count)  # pyright: ignore[reportPrivateUsage]
+    return [[(a.computation_type.name, a.stage_index // count) for a in orders[rank]] for rank in range(count)]
 
 
 def data_parallel(copy: Stage, buckets: Sequence[int], rank: int, count: int) -> tuple[list[Action], list[Action]]:
