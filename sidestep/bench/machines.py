@@ -12,7 +12,7 @@ from sidestep.config import TrainConfig
 from sidestep.engines.dist_wire import WINDOW
 from sidestep.errors import UsageError
 from sidestep.placement import Placement
-from sidestep.simulate.extrapolate import Block, goodput, ways
+from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, Block, goodput, ways
 from sidestep.simulate.machine import Link, Send
 from sidestep.simulate.stages import stages_alone
 from sidestep.simulate.trace import Trace, busy, traced
@@ -66,6 +66,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
         for name, life in LIVES.items()
     ]
     found: dict[str, Any] = {"rows": rows, "kept": kept, "message_kb": message(trace) / 1024}
+    found["synchronised_every"] = SYNCHRONISED_EVERY
     found |= {"block_ms": 1000 * busy(trace), "parameters_kb": block.parameters / 1024} | circumstances(assembly)
     return found | {"text": machines_table(found)}
 
@@ -87,10 +88,10 @@ def machines_table(found: Mapping[str, Any]) -> str:
         f"{found['block_ms']:.1f} ms of work, {found['message_kb']:.0f} KB of messages, "
         f"{found['parameters_kb']:.0f} KB of parameters.",
         "ms a step, one block a machine:",
-        f"{'machines':<10}{'network':<18}" + "".join(f"{name:>{max(9, len(name) + 1)}}" for name in names),
+        f"{'machines':<9}{'network':<17}" + "".join(f"{name:>{max(7, len(name) + 1)}}" for name in names),
     ]
     for r in found["rows"]:
         cells = ["" if r[name] is None else f"{r[name]:.0f}" for name in names]
-        cells = [f"{cell:>{max(9, len(name) + 1)}}" for name, cell in zip(names, cells, strict=True)]
-        lines.append(f"{r['ranks']:<10}{r['network']:<18}" + "".join(cells))
+        cells = [f"{cell:>{max(7, len(name) + 1)}}" for name, cell in zip(names, cells, strict=True)]
+        lines.append(f"{r['ranks']:<9}{r['network']:<17}" + "".join(cells))
     return "\n".join(lines)

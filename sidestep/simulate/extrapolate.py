@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .machine import Action, Compute, Link, Mark, Receive, Send, simulate
-from .rivals import Stage, one_f_one_b, zero_bubble
+from .rivals import Stage, gpipe, one_f_one_b, zero_bubble
 from .trace import Trace, repeated, step_seconds
 
 STEPS, FILLED = 24, 12
@@ -55,7 +55,8 @@ def pipeline(
 ) -> float:
     """Seconds of a step with the best number of micro-batches that was measured.
 
-    least: stages a rank has; torch's pipelines need a micro-batch for each.  Where fewer were measured it is the most.
+    least: stages a rank has, for each of which a pipeline needs a micro-batch, if it does.  Where fewer were measured
+    it is the most.
     """
     found: list[float] = []
     for micros, stage in block.stages.items():
@@ -72,13 +73,18 @@ def zero_bubble_of_equals(stage: Stage, rank: int, count: int, micros: int) -> I
     return zero_bubble((half, half), rank, count, micros)
 
 
-def ring(size: float, ranks: int, link: Link) -> float:
-    """Seconds of a sum over all: 2 (R - 1) messages of an R-th of its bytes, one after the other."""
-    return 2 * (ranks - 1) * (link.start + size / ranks * link.byte + link.latency)
+def added_up(size: float, ranks: int, link: Link) -> float:
+    """Seconds of a sum over all, by a ring or by halves, whichever is faster.
+
+    Either way 2 (R - 1) R-ths of its bytes leave everybody, in 2 (R - 1) messages, or in 2 log R where who is twice as
+    far away has half as much (Rabenseifner's; where R is no power of two a little more than is counted here).
+    """
+    messages = 2 * min(ranks - 1, math.ceil(math.log2(ranks)))
+    return messages * (link.start + link.latency) + 2 * (ranks - 1) / ranks * size * link.byte
 
 
-def replica(block: Block, ranks: int, batch: int) -> tuple[float, float] | None:
-    """Seconds of forward, and of backward and update, of the whole network on a share of the batch; None without one.
+def replica(block: Block, ranks: int, batch: int) -> tuple[float, float, float] | None:
+    """Seconds of forward, backward and update of the whole network on a share of the batch; None without one.
 
     A share that was not measured takes as long, by the sample, as the next smaller one that was.
     """
@@ -90,25 +96,29 @@ def replica(block: Block, ranks: int, batch: int) -> tuple[float, float] | None:
         (batch / max(block.stages), block.stages[max(block.stages)]),
     )
     scale = ranks * share / size
-    return stage.forward * scale, stage.backward * scale + stage.update * ranks
+    return stage.forward * scale, stage.backward * scale, stage.update * ranks
 
 
 def data_parallel(block: Block, ranks: int, batch: int, link: Link) -> float | None:
-    """Seconds of a step whose gradients are added up while backward goes on."""
+    """Seconds of a step whose gradients are added up while backward goes on; the update needs all of them."""
     own = replica(block, ranks, batch)
-    return own and own[0] + max(own[1], ring(block.parameters * ranks, ranks, link))
+    if own is None:
+        return None
+    forward, backward, update = own
+    return forward + max(backward, added_up(block.parameters * ranks, ranks, link)) + update
 
 
 def local_steps(block: Block, ranks: int, batch: int, link: Link) -> float | None:
     """Seconds of a step of DiLoCo, with its share of a mean of all parameters."""
     own = replica(block, ranks, batch)
-    return own and sum(own) + ring(block.parameters * ranks, ranks, link) / SYNCHRONISED_EVERY
+    return own and sum(own) + added_up(block.parameters * ranks, ranks, link) / SYNCHRONISED_EVERY
 
 
 def ways(block: Block, ranks: int, batch: int, link: Link) -> dict[str, float | None]:
     """Seconds of a step, by what trains."""
     return {
         "blocks": chain(block, ranks, link),
+        "GPipe": pipeline(gpipe, block, ranks, link, least=0),
         "1F1B": pipeline(one_f_one_b, block, ranks, link),
         "ZBV": pipeline(zero_bubble_of_equals, block, ranks, link, least=2),
         "data parallel": data_parallel(block, ranks, batch, link),

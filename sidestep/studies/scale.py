@@ -20,6 +20,7 @@ QUESTION = "Does the simulation predict real processes, and what does it say of 
 BLOCKS, BACKPROP = "blocks", "backprop"
 CALLED = {
     "blocks": "local CE in blocks",
+    "GPipe": "GPipe",
     "1F1B": "1F1B",
     "ZBV": "ZBV",
     "data parallel": "data parallel",
@@ -126,8 +127,10 @@ def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | N
         f"Extrapolation from one block ({significant(row['block_ms'])} ms of work, {significant(row['message_kb'])} KB "
         f"of messages, {significant(row['parameters_kb'])} KB of parameters), one a machine, so a network of as many "
         "blocks. Whether a network of so many blocks learns at all block by block was not measured. Data parallel and "
-        "DiLoCo keep the whole network on every machine. A rival wins where its step takes less than those that it is "
-        "spared."
+        "DiLoCo keep the whole network on every machine; data parallel adds up gradients by a ring or by halves, "
+        "whichever is faster, while backward goes on. DiLoCo takes the mean of all parameters every "
+        f"{row['synchronised_every']} steps, and is assumed to need no more of them than backprop, which is generous. "
+        "A rival wins where its step takes less than those that it is spared."
     )
     return answer, Section("Many machines: extrapolation", text, tables, figures)
 

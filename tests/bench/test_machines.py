@@ -18,7 +18,7 @@ def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latenc
     found = machines.run(resolve("local_ce", FLAGS), most=64)
     rows = {(row["ranks"], row["network"]): row for row in found["rows"]}
     assert rows.keys() == {(ranks, network) for ranks in (8, 64) for network in NETWORKS}
-    for way in ("blocks", "1F1B", "ZBV", "data parallel", "DiLoCo"):
+    for way in ("blocks", "GPipe", "1F1B", "ZBV", "data parallel", "DiLoCo"):
         slow, near, fast = (
             rows[8, f"{name}, {rtt} ms"][way] for name, rtt in (("100 Mb/s", 100), ("100 Mb/s", 1), ("10 Gb/s", 1))
         )

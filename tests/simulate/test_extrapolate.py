@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from sidestep.simulate.extrapolate import (
     Block,
+    added_up,
     chain,
     data_parallel,
     goodput,
     local_steps,
     pipeline,
-    ring,
     shifted,
 )
 from sidestep.simulate.machine import Action, Compute, Link, Mark, Receive, Send, simulate
-from sidestep.simulate.rivals import Stage, one_f_one_b
+from sidestep.simulate.rivals import Stage, gpipe, one_f_one_b
 from sidestep.simulate.rivals import local_steps as steps_of
 
 FORWARD: list[Action] = [Receive(0), Compute(1.0), Send(2, 100), Compute(2.0)]
@@ -45,22 +46,41 @@ def test_a_pipeline_has_the_best_number_of_micro_batches() -> None:
     assert pipeline(one_f_one_b, BLOCK, 5, Link()) == pytest.approx((16 + 4) * 0.75 + 0.5)  # four are too few
 
 
-@pytest.mark.parametrize("ranks", [2, 5, 16])
-def test_a_ring_takes_what_its_simulation_takes(ranks: int) -> None:
+def test_gpipe_has_all_forwards_on_their_way_and_any_number_of_micro_batches() -> None:
+    """Three ranks: sixteen of a quarter, and four ways beyond the work; four ranks more, and four are still allowed."""
+    assert pipeline(gpipe, BLOCK, 3, Link(latency=1.0), least=0) == pytest.approx((16 + 2) * 0.75 + 4 + 0.5)
+    few = replace(BLOCK, stages={4: Stage(1.0, 2.0, 0.5, 25), 16: Stage(1.0, 2.0, 0.5, 7)})
+    assert pipeline(gpipe, few, 7, Link(), least=0) == pytest.approx((4 + 6) * 3 + 0.5)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_sum_over_few_takes_what_a_simulated_ring_takes(ranks: int) -> None:
     link = Link(start=0.5, byte=0.01, latency=3.0)
     works = [steps_of(Stage(0.0, 0.0, 0.0), 100 * ranks, 1, rank, ranks) for rank in range(ranks)]
     found = simulate([[*work, Mark()] for work in works], lambda a, b: link)
-    assert max(marks[0] for marks in found) == pytest.approx(ring(100 * ranks, ranks, link))
+    assert max(marks[0] for marks in found) == pytest.approx(added_up(100 * ranks, ranks, link))
+
+
+def test_a_sum_over_many_takes_what_halves_take() -> None:
+    """Sixteen exchange a half, a quarter, and so on, with who is next, and all of it again in the other order."""
+    link = Link(start=0.5, byte=0.01, latency=3.0)
+    distances = [1, 2, 4, 8]
+    works: list[list[Action]] = [
+        [act for d in [*distances, *reversed(distances)] for act in (Send(rank ^ d, 800 // d), Receive(rank ^ d))]
+        for rank in range(16)
+    ]
+    found = simulate([[*work, Mark()] for work in works], lambda a, b: link)
+    assert max(marks[0] for marks in found) == pytest.approx(added_up(1600, 16, link))
 
 
 def test_a_replica_computes_the_whole_network_on_its_share() -> None:
     """Of 32 samples two on each of 16: sixteen blocks, timed on two samples, and a sum of all parameters."""
-    compute, update = 16 * 0.25, 16 * (0.5 + 0.5)
-    assert data_parallel(BLOCK, 16, 32, Link()) == pytest.approx(compute + update)
+    forward, backward, update = 16 * 0.25, 16 * 0.5, 16 * 0.5
+    assert data_parallel(BLOCK, 16, 32, Link()) == pytest.approx(forward + backward + update)
     slow = Link(byte=0.01)
     adding = 2 * 15 * 1000 * 0.01
-    assert data_parallel(BLOCK, 16, 32, slow) == pytest.approx(compute + max(update, adding))
-    assert local_steps(BLOCK, 16, 32, slow) == pytest.approx(compute + update + adding / 100)
+    assert data_parallel(BLOCK, 16, 32, slow) == pytest.approx(forward + max(backward, adding) + update)
+    assert local_steps(BLOCK, 16, 32, slow) == pytest.approx(forward + backward + update + adding / 100)
     assert data_parallel(BLOCK, 64, 32, Link()) is None
 
 

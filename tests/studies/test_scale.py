@@ -33,6 +33,7 @@ def far(blocks: float) -> Row:
             "ranks": n,
             "network": "1 Gb/s, 20 ms",
             "blocks": blocks,
+            "GPipe": 350.0,
             "1F1B": 300.0,
             "ZBV": 400.0,
             "data parallel": dp,
@@ -42,6 +43,7 @@ def far(blocks: float) -> Row:
     ]
     kept = [{"ranks": n, "life": "1 h", "goodput": share} for n, share in ((8, 0.9), (1024, 0.125))]
     found = {"rows": entries, "kept": kept, "block_ms": 36.0, "message_kb": 4096.0, "parameters_kb": 4100.0}
+    found["synchronised_every"] = 100
     return {"labels": {"arm": "many machines"}, "command": "sidestep bench scale --machines", **found, **PLACE}
 
 
@@ -76,6 +78,8 @@ def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> Non
         "Counting 2.00 times as many steps, going only forward loses, by extrapolation, on 8 machines" in counted.answer
     )
     assert "1,024" not in counted.answer
+    [many] = [section for section in fast.sections if section.heading == MANY]
+    assert "DiLoCo takes the mean of all parameters every 100 steps" in many.text
 
 
 def test_epochs_to_equal_accuracy_are_those_to_the_highest_that_both_reach() -> None:
