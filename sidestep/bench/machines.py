@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sidestep.assemble import optimizer_factory
@@ -10,16 +11,32 @@ from sidestep.bench.ranks import first_batches, slices
 from sidestep.bench.step import benched, circumstances
 from sidestep.config import TrainConfig
 from sidestep.engines.dist_wire import WINDOW
+from sidestep.engines.lanes import CHUNK
 from sidestep.errors import UsageError
 from sidestep.placement import Placement
 from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, Block, goodput, ways
+from sidestep.simulate.links import Links
 from sidestep.simulate.machine import Link, Send
 from sidestep.simulate.stages import stages_alone
 from sidestep.simulate.trace import Trace, busy, traced
 
 RANKS = (8, 64, 256, 1024)
+
+
+def network(bits: float, rtt: float) -> Links:
+    """What messages meet on a line of so many bits a second and so many ms there and back."""
+    line = Link(byte=8 / bits, latency=rtt / 2000)
+    return Links(
+        # engines.dist_wire: a head, then pieces, each received into a buffer that is made when the one before is there.
+        wire=replace(line, window=WINDOW, piece=CHUNK),
+        # gloo's sends, as torch's pipelines use them: it tells who sends that a receive has begun (transport/tcp/pair).
+        gloo=replace(line, meet=True),
+        ring=line,  # its receives begin two pieces ahead of what they receive (gloo/allreduce)
+    )
+
+
 NETWORKS = {
-    f"{name}, {rtt} ms": Link(byte=8 / bits, latency=rtt / 2000, window=WINDOW)
+    f"{name}, {rtt} ms": network(bits, rtt)
     for name, bits in (("100 Mb/s", 1e8), ("1 Gb/s", 1e9), ("10 Gb/s", 1e10))
     for rtt in (1, 20, 100)
 }
@@ -54,10 +71,10 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     block = Block(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
     rows = [
         {"ranks": ranks, "network": name}
-        | {way: ms(seconds) for way, seconds in ways(block, ranks, batch, link).items()}
+        | {way: ms(seconds) for way, seconds in ways(block, ranks, batch, links).items()}
         for ranks in RANKS
         if ranks <= most
-        for name, link in NETWORKS.items()
+        for name, links in NETWORKS.items()
     ]
     kept = [
         {"ranks": ranks, "life": name, "goodput": goodput(ranks, life, SAVE, RESTART)}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from .links import Links
 from .machine import Action, Compute, Link, Mark, Receive, Send, simulate
 from .rivals import Stage, gpipe, one_f_one_b, zero_bubble
 from .trace import Trace, repeated, step_seconds
@@ -114,15 +115,15 @@ def local_steps(block: Block, ranks: int, batch: int, link: Link) -> float | Non
     return own and sum(own) + added_up(block.parameters * ranks, ranks, link) / SYNCHRONISED_EVERY
 
 
-def ways(block: Block, ranks: int, batch: int, link: Link) -> dict[str, float | None]:
+def ways(block: Block, ranks: int, batch: int, links: Links) -> dict[str, float | None]:
     """Seconds of a step, by what trains."""
     return {
-        "blocks": chain(block, ranks, link),
-        "GPipe": pipeline(gpipe, block, ranks, link, least=0),
-        "1F1B": pipeline(one_f_one_b, block, ranks, link),
-        "ZBV": pipeline(zero_bubble_of_equals, block, ranks, link, least=2),
-        "data parallel": data_parallel(block, ranks, batch, link),
-        "DiLoCo": local_steps(block, ranks, batch, link),
+        "blocks": chain(block, ranks, links.wire),
+        "GPipe": pipeline(gpipe, block, ranks, links.gloo, least=0),
+        "1F1B": pipeline(one_f_one_b, block, ranks, links.gloo),
+        "ZBV": pipeline(zero_bubble_of_equals, block, ranks, links.gloo, least=2),
+        "data parallel": data_parallel(block, ranks, batch, links.ring),
+        "DiLoCo": local_steps(block, ranks, batch, links.ring),
     }
 
 

@@ -32,15 +32,22 @@ class Send(NamedTuple):
     kind: str = ""  # messages of one kind arrive in the order they were sent in
 
 
+class Expect(NamedTuple):
+    """Ask for the next message of a process, which a receive later waits for, and go on."""
+
+    source: int
+    kind: str = ""
+
+
 class Receive(NamedTuple):
-    """Wait for the next message of a process."""
+    """Wait for the next message of a process, and ask for it, if that has not been done."""
 
     source: int
     kind: str = ""
 
 
 class Flush(NamedTuple):
-    """Wait until all messages of a kind that were sent to a process have arrived."""
+    """Wait until all messages of a kind that were sent to a process have left."""
 
     to: int
     kind: str = ""
@@ -50,17 +57,20 @@ class Mark(NamedTuple):
     """Note the time."""
 
 
-Action = Compute | Send | Receive | Flush | Mark
+Action = Compute | Send | Expect | Receive | Flush | Mark
 
 
 @dataclass(frozen=True)
 class Link:
     """How messages of a kind travel from one process to another: in order, one at a time.
 
-    window: messages that wait to be sent, and that lie received ahead.  meet: whether one leaves only once it is waited
-    for.  pack: seconds a byte that the sending process takes before it goes on.  start, byte: seconds on the way of any
-    message, and of each of its bytes, in which the next has to wait.  send, receive: seconds a byte of a core, at
-    either end, at the same time.  latency: seconds until what has left arrives, in which the next may leave.
+    window: messages that wait to be sent, and that lie received ahead.  meet: whether one leaves only once its receiver
+    has asked for it.  piece: bytes of a message that are asked for at once, each piece when the one before has arrived,
+    and the first with the end of the message before, as long as the window has room; inf: nobody asks.  pack: seconds a
+    byte that the sending process takes before it goes on.  start, byte: seconds on the way of any message, and of each
+    of its bytes, in which the next has to wait.  send, receive: seconds a byte of a core, at either end, at the same
+    time.  latency: seconds until what has left arrives, in which the next may leave, and until who is asked hears of
+    it.
     """
 
     pack: float = 0.0
@@ -70,7 +80,14 @@ class Link:
     receive: float = 0.0
     latency: float = 0.0
     meet: bool = False
+    piece: float = inf
     window: float = inf
+
+    def on_the_way(self, size: int) -> float:
+        """Seconds until all of a message has left."""
+        # Behind its head; one more than whole pieces, since a message is a little longer than what it carries.
+        pieces = size // self.piece + 1 if self.piece < inf else 0
+        return self.start + size * self.byte + pieces * 2 * self.latency
 
 
 @dataclass(frozen=True)
@@ -191,10 +208,15 @@ class _Channel:
         self.arrived = 0
         self.expected: Then | None = None
         self.flushing: Then | None = None
-        self.under_way = 0  # sent, and not arrived
+        self.to_leave = 0  # sent, and has not left
+        self.asked = 0 if link.meet or link.piece < inf else inf  # for so many messages, as far as the sender knows
+        self.begun = 0  # so many of them
+        self.early = 0  # asked for, and not waited for
+        self.coming = False  # the first piece of a message has been asked for
+        self._ask_ahead()
 
     def send(self, size: int, then: Then) -> None:
-        self.under_way += 1
+        self.to_leave += 1
         if len(self.outbox) < self.link.window:
             self.outbox.append(size)
             self._start_next()
@@ -202,32 +224,52 @@ class _Channel:
         else:
             self.waiting.append((size, then))
 
+    def expect(self) -> None:
+        self.early += 1
+        self._ask()
+
     def receive(self, then: Then) -> None:
+        if self.early:
+            self.early -= 1
+        elif self.link.meet:
+            self._ask()
         if self.arrived:
             self._take(then)
         else:
             self.expected = then
-            self._start_next()
 
     def flush(self, then: Then) -> None:
-        if self.under_way:
+        if self.to_leave:
             self.flushing = then
         else:
             then()
 
+    def _ask(self) -> None:
+        self.clock.after(self.link.latency, self._hear)
+
+    def _hear(self) -> None:
+        self.asked += 1
+        self._start_next()
+
+    def _ask_ahead(self) -> None:
+        """As a receiver does that only receives: one message at a time, as long as it has room."""
+        if self.link.piece < inf and not self.coming and self.ahead < self.link.window:
+            self.coming = True
+            self._ask()
+
     def _take(self, then: Then) -> None:
         self.arrived -= 1
         self.ahead -= 1
+        self._ask_ahead()
         self._start_next()
         then()
 
     def _start_next(self) -> None:
-        if self.travelling or not self.outbox or self.ahead >= self.link.window:
-            return
-        if self.link.meet and self.expected is None:
+        if self.travelling or not self.outbox or self.ahead >= self.link.window or self.begun >= self.asked:
             return
         size = self.outbox.popleft()
         self.travelling = True
+        self.begun += 1
         self.ahead += 1
         left = 3
 
@@ -237,7 +279,7 @@ class _Channel:
             if not left:
                 self._leave()
 
-        self.clock.after(self.link.start + size * self.link.byte, part)
+        self.clock.after(self.link.on_the_way(size), part)
         self.sender.work(size * self.link.send, part)
         self.receiver.work(size * self.link.receive, part)
         if self.waiting:
@@ -247,15 +289,17 @@ class _Channel:
 
     def _leave(self) -> None:
         self.travelling = False
+        self.to_leave -= 1
         self.clock.after(self.link.latency, self._arrive)
         self._start_next()
+        if self.flushing is not None and not self.to_leave:
+            then, self.flushing = self.flushing, None
+            then()
 
     def _arrive(self) -> None:
         self.arrived += 1
-        self.under_way -= 1
-        if self.flushing is not None and not self.under_way:
-            then, self.flushing = self.flushing, None
-            then()
+        self.coming = False
+        self._ask_ahead()
         if self.expected is not None:
             then, self.expected = self.expected, None
             self._take(then)
@@ -295,6 +339,9 @@ class _Process:
                     self.host.work(size * channel.link.pack, partial(channel.send, size, self.go_on))
                 case Flush(to, kind):
                     self.channel(self.number, to, kind).flush(self.go_on)
+                case Expect(source, kind):
+                    self.channel(source, self.number, kind).expect()
+                    continue
                 case Receive(source, kind):
                     self.channel(source, self.number, kind).receive(self.go_on)
             return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch.distributed.pipelining import ScheduleZBVZeroBubble, schedules
 
-from .machine import Action, Compute, Flush, Receive, Send
+from .machine import Action, Compute, Expect, Flush, Receive, Send
 
 FORWARD, GRADIENT = "forward", "gradient"
 """The kinds of a pipeline's messages."""
@@ -95,22 +95,24 @@ def zero_bubble(halves: tuple[Stage, Stage], rank: int, count: int, micros: int)
         begins = rank == 0 if half == 0 else rank == count - 1  # else a message comes from another rank
         ends = rank == count - 1 if half == 0 else rank == 0
         match kind:
+            case "RECV_F":
+                yield Expect(before, f"{FORWARD} {half}")
             case "FORWARD":
                 if not begins:
                     yield Receive(before, f"{FORWARD} {half}")
                 yield Compute(stage.forward)
             case "SEND_F":
                 yield Send(after, stage.size, f"{FORWARD} {half}")
+            case "RECV_B":
+                yield Expect(after, f"{GRADIENT} {half}")
             case "BACKWARD_INPUT":
                 if not ends:
                     yield Receive(after, f"{GRADIENT} {half}")
                 yield Compute(stage.backward - stage.weights)
             case "SEND_B":
                 yield Send(before, stage.given, f"{GRADIENT} {half}")
-            case "BACKWARD_WEIGHT":
-                yield Compute(stage.weights)
             case _:
-                pass  # receives are begun where they are waited for
+                yield Compute(stage.weights)
     yield Compute(sum(stage.update for stage in halves))
 
 

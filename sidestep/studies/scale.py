@@ -27,6 +27,12 @@ CALLED = {
     "DiLoCo": "DiLoCo",
 }
 """The ways to train that a row has, and what they are called here."""
+WIRE = (
+    "blocks send as engines/dist_wire does, a head and then pieces of at most 1 MB, each of which is asked for when "
+    "the one before has arrived, so that a message of 4 MB takes six ways there and back, however much lies ahead; "
+    "pipelines send as torch does over gloo, where a message leaves once its receiver has asked for it, which takes a "
+    "way too; sums ask ahead, and pay every message's way once."
+)
 ERROR = fixed(1, 100)
 TIMES = fixed(2)
 
@@ -130,7 +136,7 @@ def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | N
         "DiLoCo keep the whole network on every machine; data parallel adds up gradients by a ring or by halves, "
         "whichever is faster, while backward goes on. DiLoCo takes the mean of all parameters every "
         f"{row['synchronised_every']} steps, and is assumed to need no more of them than backprop, which is generous. "
-        "A rival wins where its step takes less than those that it is spared."
+        f"A rival wins where its step takes less than those that it is spared. Wires are those that are there: {WIRE}"
     )
     return answer, Section("Many machines: extrapolation", text, tables, figures)
 

@@ -6,7 +6,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from sidestep.simulate.machine import Action, Compute, Flush, Link, Machine, Mark, Receive, Send, simulate
+from sidestep.simulate.machine import Action, Compute, Expect, Flush, Link, Machine, Mark, Receive, Send, simulate
 
 
 def free(source: int, to: int) -> Link:
@@ -46,6 +46,31 @@ def test_what_meets_leaves_only_once_it_is_waited_for_and_a_flush_waits_for_that
     link = Link(start=1.0, meet=True)
     marks = simulate([[Send(1, 0), Mark(), Flush(1), Mark()], [Compute(5.0), Receive(0), Mark()]], lambda a, b: link)
     assert marks == [[0.0, 6.0], [6.0]]
+
+
+def test_what_meets_is_asked_for_which_takes_as_long_as_the_way_itself() -> None:
+    """Asked for at 5, heard of at 7, on the way for one, there at 10; its sender is done with it when it has left."""
+    link = Link(start=1.0, latency=2.0, meet=True)
+    sender = [Send(1, 0), Flush(1), Mark()]
+    assert simulate([sender, [Compute(5.0), Receive(0), Mark()]], lambda a, b: link) == [[8.0], [10.0]]
+    early = [Expect(0), Compute(5.0), Receive(0), Mark()]
+    assert simulate([sender, early], lambda a, b: link) == [[3.0], [5.0]]
+
+
+def test_pieces_are_asked_for_one_after_the_other() -> None:
+    """250 bytes are three of at most a hundred behind a head: four ways there and back, and the bytes, a message."""
+    link = Link(byte=0.01, latency=1.0, piece=100, window=4)
+    receiver = list(chain.from_iterable([(Receive(0), Mark())] * 3))
+    marks = simulate([[Send(1, 250)] * 3, receiver], lambda a, b: link)
+    # The first head is asked for from the beginning; the last piece has its way behind it.
+    assert marks[1] == pytest.approx([1 + 3 * 2 + 2.5 + 1 + n * (4 * 2 + 2.5) for n in range(3)])
+
+
+def test_pieces_are_not_asked_for_where_there_is_no_room() -> None:
+    """One lies there until second 20; the next is asked for then."""
+    link = Link(latency=1.0, piece=100, window=1)
+    marks = simulate([[Send(1, 0)] * 2, [Compute(20.0), Receive(0), Receive(0), Mark()]], lambda a, b: link)
+    assert marks[1] == [20 + 1 + 2 + 1]
 
 
 def test_kinds_do_not_wait_for_each_other() -> None:

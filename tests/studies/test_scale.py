@@ -79,7 +79,10 @@ def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> Non
     )
     assert "1,024" not in counted.answer
     [many] = [section for section in fast.sections if section.heading == MANY]
-    assert "DiLoCo takes the mean of all parameters every 100 steps" in many.text
+    assert (
+        "DiLoCo takes the mean of all parameters every 100 steps" in many.text
+        and "as engines/dist_wire does" in many.text
+    )
 
 
 def test_epochs_to_equal_accuracy_are_those_to_the_highest_that_both_reach() -> None:
