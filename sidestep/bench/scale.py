@@ -42,22 +42,29 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14) -> dict[str, Any]:
     """What `sidestep bench scale` prints: every way to train in so many processes, as predicted and as measured.
 
     All that goes into a prediction was timed alone, and before; beside it only what cores give when all are busy with
-    the like (`bench.busy`).
+    the like (`bench.busy`), which is part of the run: so beside it stands the prediction with what they give when all
+    are busy with whole batches, and without messages.
     """
     assembly = benched(config, "clip")
     with threads(config.threads or threads_each(count)):
         expected = predictions(assembly, count, links.measured())
     found = ranks.run(config, count, rounds=rounds)
     cores = max(1, (os.cpu_count() or 1) // found["threads"])
-    rows: list[dict[str, Any]] = []
-    for row in found["rows"]:
-        if row["name"] in expected:
-            kind = row["name"].split(", ")[-1]
-            busier = found["calibrations"].get(kind, found["calibration"]) * min(cores, count) / count
-            predicted = 1000 * expected[row["name"]](Machine(cores, busy=max(1.0, busier)))
-            rows.append(row | {"predicted_ms": predicted, "error": predicted / row["step_ms"] - 1})
+    rows = [beside(row, expected[row["name"]], found, cores) for row in found["rows"] if row["name"] in expected]
     found |= {"rows": rows, "cores": cores}
     return found | {"text": scale_table(found)}
+
+
+def beside(row: Mapping[str, Any], predict: Predict, found: Mapping[str, Any], cores: int) -> dict[str, Any]:
+    """A row of `bench ranks`, with the step time that is predicted for it, and the plain one."""
+    plain = found["calibration"]
+    factors = {"": found["calibrations"].get(row["name"].split(", ")[-1], plain), "_plain": plain}
+    told = dict(row)
+    for which, factor in factors.items():
+        busier = factor * min(cores, found["ranks"]) / found["ranks"]
+        predicted = 1000 * predict(Machine(cores, busy=max(1.0, busier)))
+        told |= {f"predicted{which}_ms": predicted, f"error{which}": predicted / row["step_ms"] - 1}
+    return told
 
 
 def predictions(assembly: Assembly, count: int, found: Links) -> dict[str, Predict]:
@@ -168,11 +175,12 @@ def scale_table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['model']} in {found['blocks']} blocks on {found['data']}, batch {found['batch_size']}, "
         f"{found['precision']}, {found['ranks']} ranks on {found['cores']} cores",
-        f"{'':<30}{'ms a step (quartiles)':>26}{'predicted':>12}{'error':>10}",
+        f"{'':<25}{'ms a step (quartiles)':>24}{'predicted':>11}{'error':>9}{'plain':>11}",
     ]
     for r in found["rows"]:
         time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
-        lines.append(f"{r['name']:<30}{time:>26}{r['predicted_ms']:>12.1f}{100 * r['error']:>8.1f} %")
-    lines.append("calibration, all ranks busy over one:")
-    lines += [f"{'  ' + kind:<30}{factor:.3f}" for kind, factor in found["calibrations"].items()]
+        predicted = f"{r['predicted_ms']:>11.1f}{100 * r['error']:>7.1f} %{r['predicted_plain_ms']:>11.1f}"
+        lines.append(f"{r['name']:<25}{time:>24}{predicted}")
+    lines.append("calibration, all ranks busy over one; plain predictions have the whole batch's:")
+    lines += [f"{'  ' + kind:<25}{factor:.3f}" for kind, factor in found["calibrations"].items()]
     return "\n".join(lines)

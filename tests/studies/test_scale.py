@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidestep.studies.scale import more_epochs, page, reached
+from sidestep.studies.scale import DEVELOPED, more_epochs, page, reached
 from sidestep.studies.study import Row
 from tests.studies.made import PLACE
 from tests.studies.pages import columns
@@ -14,16 +14,18 @@ from tests.studies.pages import columns
 MEASURED, MANY = "Predicted beside measured", "Many machines: extrapolation"
 
 
-def validated(error: float) -> Row:
+def validated(error: float, network: str = "width 512") -> Row:
     def entry(name: str, error: float) -> dict[str, Any]:
         return {"name": name, "step_ms": 100.0, "step_ms_low": 90.0, "step_ms_high": 110.0} | {
             "predicted_ms": 100 * (1 + error),
             "error": error,
+            "predicted_plain_ms": 95.0,
+            "error_plain": -0.05,
         }
 
     entries = [entry("local_ce, 2 processes", -0.05), entry("GPipe, 2 micro-batches", 0.02)]
     entries += [entry("GPipe, 4 micro-batches", error), entry("backprop, data parallel", 0.2)]
-    labels = {"arm": "2 processes", "network": "width 1024"}
+    labels = {"arm": "2 processes", "network": network}
     return {"labels": labels, "command": "sidestep bench scale", "ranks": 2, "cores": 2, "rows": entries, **PLACE}
 
 
@@ -59,9 +61,20 @@ def trained(arm: str, seed: int, curve: list[float]) -> Row:
 
 def test_the_largest_error_of_every_kind_stands_in_the_answer_and_who_is_within_a_tenth() -> None:
     found = page([validated(-0.08)])
-    table = columns(found, MEASURED, "width 1024, 2 processes on 2 cores")
+    table = columns(found, MEASURED, "width 512, 2 processes on 2 cores")
     assert table["error, %"] == ["−5.0", "2.0", "−8.0", "20.0"] and table["predicted, ms"][0] == "95.0"
+    assert table["predicted with the plain factor, ms"][1] == "95.0" and table["its error, %"][3] == "−5.0"
     assert "local_ce 5.0 %; GPipe 8.0 %; data parallel 20.0 %. Within 10 %: local_ce, GPipe." in found.answer
+    assert "With the plain factor: local_ce 5.0 %; GPipe 5.0 %; data parallel 5.0 %." in found.answer
+
+
+def test_the_network_that_the_simulator_was_developed_on_is_shown_and_not_judged() -> None:
+    seen = validated(-0.5, DEVELOPED)
+    assert "What was held out has not run yet." in page([seen]).answer
+    both = page([seen, validated(-0.08)])
+    assert "GPipe 8.0 %" in both.answer
+    caption = f"{DEVELOPED} (on which the simulator was developed), 2 processes on 2 cores"
+    assert columns(both, MEASURED, caption)["error, %"][2] == "−50.0"
 
 
 def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> None:
