@@ -107,30 +107,35 @@ def kind_of(name: str) -> str:
 # ------------------------------------------------------------------ extrapolation
 
 
-def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | None:
-    """What nobody measured; nothing before it was computed."""
+def beyond(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] | None:
+    """What nobody measured; nothing before it was computed.
+
+    needed: how many times as many steps, by seed: what is lost and won is told for the least and for the most.
+    """
     found = [row for row in pick(rows) if "kept" in row]
     if not found:
         return None
     entries: list[dict[str, Any]] = found[-1]["rows"]
     tables: list[tuple[str, Table]] = []
-    lost: list[str] = []
+    factors = list(dict.fromkeys([min(needed), max(needed)])) if needed else [1.0]
+    lost: dict[float, list[str]] = {factor: [] for factor in factors}
     for ranks in dict.fromkeys(e["ranks"] for e in entries):
         own = [e for e in entries if e["ranks"] == ranks]
         columns: list[Column] = [(called, [milliseconds(e[way]) for e in own]) for way, called in CALLED.items()]
         rivals = [fastest(e) for e in own]
-        columns.append(
-            ("fastest rival ÷ blocks", [TIMES(e[way] / e[BLOCKS]) for e, way in zip(own, rivals, strict=True)])
-        )
+        ratios = [e[way] / e[BLOCKS] for e, way in zip(own, rivals, strict=True)]
+        columns.append(("fastest rival ÷ blocks", [TIMES(ratio) for ratio in ratios]))
         columns.append(("which is", [CALLED[way] for way in rivals]))
+        for factor in factors:
+            columns.append((f"times {TIMES(factor)} steps", ["loses" if r < factor else "wins" for r in ratios]))
+            lost[factor] += [
+                f"{ranks:,} machines at {e['network']} ({CALLED[way]}, {TIMES(ratio)})"
+                for e, way, ratio in zip(own, rivals, ratios, strict=True)
+                if ratio < factor
+            ]
         table = Table.of([e["network"] for e in own], columns, "bandwidth, round trip")
         assert table is not None
         tables.append((f"{ranks:,} machines, ms a step: extrapolation", table))
-        lost += [
-            f"{ranks:,} machines at {e['network']} ({CALLED[way]}, {TIMES(e[way] / e[BLOCKS])})"
-            for e, way in zip(own, rivals, strict=True)
-            if e[way] / e[BLOCKS] < (needed or 1.0)
-        ]
     network = "1 Gb/s, 20 ms"
     drawn = [
         Line(called, [e["ranks"] for e in own], [e[way] for e in own])
@@ -139,12 +144,16 @@ def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | N
     ]
     title = f"Step time over machines at {network} there and back, extrapolated"
     figures = [(f"{title}.", lines(title, drawn, "machines", "ms a step", log_x=True, log_y=True), "")] if drawn else []
-    counted = "Counting only the time of a step" if needed is None else f"Counting {TIMES(needed)} times as many steps"
-    answer = (
-        f"{counted}, going only forward loses, by extrapolation, on {'; '.join(lost)}."
-        if lost
-        else f"{counted}, going only forward loses nowhere, by extrapolation."
-    )
+    if not needed:
+        counted = ["Counting only the time of a step"]
+    elif len(factors) == 1:
+        counted = [f"Counting {TIMES(factors[0])} times as many steps (seeds: {len(needed)})"]
+    else:
+        counted = [
+            f"Counting {TIMES(factor)} times as many steps (the {which} of {len(needed)} seeds)"
+            for factor, which in zip(factors, ("least", "most"), strict=True)
+        ]
+    answer = " ".join(verdict(*pair, len(entries)) for pair in zip(counted, lost.values(), strict=True))
     row = found[-1]
     text = (
         f"Extrapolation from one block ({significant(row['block_ms'])} ms of work, {significant(row['message_kb'])} KB "
@@ -156,6 +165,15 @@ def beyond(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | N
         f"A rival wins where its step takes less than those that it is spared. Wires are those that are there: {WIRE}"
     )
     return answer, Section("Many machines: extrapolation", text, tables, figures)
+
+
+def verdict(counted: str, lost: Sequence[str], of: int) -> str:
+    if not lost:
+        return f"{counted}, going only forward loses nowhere, by extrapolation."
+    return (
+        f"{counted}, going only forward loses, by extrapolation, on {len(lost)} of {of}, and wins on the others: it "
+        f"loses on {'; '.join(lost)}."
+    )
 
 
 def milliseconds(value: float | None) -> str | None:
@@ -170,8 +188,8 @@ def fastest(entry: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------ accuracy
 
 
-def more_epochs(rows: Sequence[Row]) -> float | None:
-    """How many times as many epochs local learning needs for equal validation accuracy, in the mean of the seeds.
+def more_epochs(rows: Sequence[Row]) -> list[float]:
+    """How many times as many epochs local learning needs for equal validation accuracy, by seed.
 
     The accuracy is the highest that both reach.
     """
@@ -179,10 +197,10 @@ def more_epochs(rows: Sequence[Row]) -> float | None:
         {row["seed"]: row["curve"]["val_accuracy"] for row in pick(rows, arm=arm)} for arm in ("local CE", BACKPROP)
     )
     found: list[float] = []
-    for seed in local.keys() & back.keys():
+    for seed in sorted(local.keys() & back.keys()):
         target = min(max(local[seed]), max(back[seed]))
         found.append(reached(local[seed], target) / reached(back[seed], target))
-    return sum(found) / len(found) if found else None
+    return found
 
 
 def reached(curve: Sequence[float], target: float) -> float:
@@ -193,8 +211,8 @@ def reached(curve: Sequence[float], target: float) -> float:
     return n + (target - curve[n - 1]) / (curve[n] - curve[n - 1])
 
 
-def accuracies(rows: Sequence[Row], needed: float | None) -> tuple[str, Section] | None:
-    if needed is None:
+def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] | None:
+    if not needed:
         return None
     arms = {arm: pick(rows, arm=arm) for arm in ("local CE", BACKPROP)}
     curves = [
@@ -206,8 +224,9 @@ def accuracies(rows: Sequence[Row], needed: float | None) -> tuple[str, Section]
         for arm, its in arms.items()
     ]
     answer = (
-        f"To the highest validation accuracy that both reach, local CE takes {TIMES(needed)} times as many epochs as "
-        "backprop."
+        "To the highest validation accuracy that both reach, local CE takes "
+        f"{TIMES(sum(needed) / len(needed))} times as many epochs as backprop, in the mean of {len(needed)} seeds "
+        f"({', '.join(map(TIMES, sorted(needed)))})."
     )
     columns: list[Column] = [
         ("seeds", [str(len(its)) for its in arms.values()]),
@@ -218,7 +237,11 @@ def accuracies(rows: Sequence[Row], needed: float | None) -> tuple[str, Section]
     ]
     table = Table.of(list(arms), columns, "method")
     assert table is not None
-    text = "On the network that was measured, of eight blocks. Beyond that it is extrapolation too, and the bolder one."
+    text = (
+        "On the network that was measured, of eight blocks. Beyond that it is extrapolation too, and the bolder one. A "
+        "curve that is flat where the other one ends moves the number of epochs by much: so what many machines win or "
+        "lose is told for the least and for the most of the seeds."
+    )
     figure = (
         "Validation accuracy of the first seed.",
         lines("validation accuracy over epochs", curves, "epoch", "%"),
