@@ -29,6 +29,7 @@ class ReferenceSID:
     ) -> None:
         self.num_classes = num_classes
         self.alpha = alpha
+        self.lr = lr
         self.extractor = extractor
         self.beliefs = [
             nn.Sequential(nn.Linear(features + num_classes, 256), nn.ReLU(), nn.Linear(256, num_classes))
@@ -36,7 +37,11 @@ class ReferenceSID:
         ]
         device = next(extractor.parameters()).device
         self.network = nn.ModuleList([extractor, *self.beliefs]).to(device)
-        self.optimizers = [torch.optim.Adam(part.parameters(), lr=lr) for part in self.network]
+        self.optimizers = [self.optimizer(part) for part in self.network]
+
+    def optimizer(self, part: nn.Module) -> torch.optim.Adam:
+        """As each part has one of its own."""
+        return torch.optim.Adam(part.parameters(), lr=self.lr)
 
     def step(self, batch: tuple[Tensor, Tensor]) -> float:
         """One update from a batch (x, y): x (B, ...), contiguous; y (B,) class indices.  Returns the summed loss."""

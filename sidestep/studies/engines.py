@@ -119,8 +119,8 @@ def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
     depth, last = list(entries.items())[-1]
     told = [f"{name} {between(last[name], 'cascade_ratio')}" for name in engines]
     text = (
-        "The cascade is what is left of a step without the extractor’s own forward, backward and update, in the same "
-        f"round and precision; the naive loop is the published form in float32. "
+        "The cascade is what is left of a step without the forward, backward and update of its own extractor, in the "
+        "same round and precision; the naive loop is the published form in float32. "
         f"{benches.LEAST} {benches.places(list(found.values()))}"
     )
     title = "The cascade’s part of a step"
