@@ -64,7 +64,8 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     assert isinstance(group, dist.ProcessGroup)
     batches = cycle(first_batches(assembly))
     engine = ranks.engine(assembly)
-    ours, alone = name_of(assembly.config.method, ranks.count), name_of(assembly.config.method, 1)
+    method, most = assembly.config.method, all_threads(ranks)
+    ours = name_of(method, ranks.count)
     single = singles(assembly, engine, ranks)
     shared = {ours: engine.step} | rivals(assembly, ranks, group)
 
@@ -85,7 +86,8 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     calibrated = {kind: ratios(samples, f"{ALL_BUSY}, {kind}", f"{ONE_BUSY}, {kind}") for kind in works}
     found["calibration"], found["calibration_low"], found["calibration_high"] = calibrated[WHOLE]
     found["calibrations"] = {kind: middle for kind, (middle, _, _) in calibrated.items()}
-    rivals_of = {"one_process": [alone], "ddp": ["backprop, data parallel"]}
+    rivals_of = {"one_process": [name_of(method, 1)], "ddp": ["backprop, data parallel"]}
+    rivals_of |= {"all_threads": [name_of(method, 1, most)], "backprop_all_threads": [name_of("backprop", 1, most)]}
     rivals_of |= {kind.lower(): [name for name in rows if name.startswith(kind)] for kind in SCHEDULES}
     for key, names in rivals_of.items():
         if names:
@@ -125,28 +127,32 @@ def pipeline_share(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "bubble": bubble, "small_batches": cut / whole, "engine": engine}
 
 
-def name_of(method: str, processes: int) -> str:
-    return f"{method}, {processes} process{'es' if processes > 1 else ''}"
+def name_of(method: str, processes: int, threads: int | None = None) -> str:
+    """threads: where it is not those that every process has."""
+    return f"{method}, {processes} process{'es' if processes > 1 else ''}" + (f", {threads} threads" if threads else "")
+
+
+def all_threads(ranks: Ranks) -> int:
+    """As many as all processes have together."""
+    return ranks.count * torch.get_num_threads()
 
 
 def singles(assembly: Assembly, engine: Streaming, ranks: Ranks) -> dict[str, Step]:
-    """What one process does alone: the method, with all cores too, and plain backprop, in micro-batches too."""
-    method, make = assembly.config.method, optimizer_factory(assembly.config)
+    """What one process does alone: the method and backprop, with all threads too, and backprop in micro-batches."""
+    make = optimizer_factory(assembly.config)
     options: Any = {"autocast": engine.context.autocast}
-    whole = like(assembly, method).engine.step
+    method, most = assembly.config.method, all_threads(ranks)
 
-    every = ranks.count * torch.get_num_threads()
-
-    def threaded(batch: tuple[Tensor, Tensor]) -> None:
-        with threads(every):
-            whole(batch)
+    def threaded(step: Step, batch: tuple[Tensor, Tensor]) -> None:
+        with threads(most):
+            step(batch)
 
     model = copy.deepcopy(assembly.model)
-    found: dict[str, Step] = {
-        name_of(method, 1): whole,
-        f"{name_of(method, 1)}, {every} threads": threaded,
-        name_of("backprop", 1): PlainStep(model, make(model.parameters()), **options).step,
-    }
+    backprop = PlainStep(model, make(model.parameters()), **options).step
+    found: dict[str, Step] = {}
+    for name, whole in ((method, like(assembly, method).engine.step), ("backprop", backprop)):
+        found[name_of(name, 1)] = whole
+        found[name_of(name, 1, most)] = partial(threaded, whole)
     for m in MICROBATCHES:
         model = copy.deepcopy(assembly.model)
         name = f"{name_of('backprop', 1)}, {m} micro-batches"
@@ -193,7 +199,7 @@ def ranks_table(found: Mapping[str, Any]) -> str:
         time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
         lines.append(f"{r['name']:<40}{time:>24}{r['ratio']:>12.3f}")
     lines.append("")
-    for key in ("one_process", "gpipe", "1f1b", "zbv", "ddp"):
+    for key in ("one_process", "all_threads", "backprop_all_threads", "gpipe", "1f1b", "zbv", "ddp"):
         if f"ratio_to_{key}" in found:
             low, high = found[f"ratio_to_{key}_low"], found[f"ratio_to_{key}_high"]
             lines.append(f"ours over {found[f'best_{key}']}: {found[f'ratio_to_{key}']:.3f} ({low:.3f}..{high:.3f})")

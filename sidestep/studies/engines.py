@@ -24,10 +24,12 @@ SID, LOCAL = "SID", "local CE"
 STREAMED = {"local_ce (streaming)": LOCAL, CHECKPOINTED: "checkpointing"}
 RIVALS = {
     "one_process": "one process",
+    "all_threads": "one process, all threads",
+    "backprop_all_threads": "backprop, one process, all threads",
     "gpipe": "GPipe",
     "1f1b": "1F1B",
     "zbv": "ZBV",
-    "ddp": "data parallel",
+    "ddp": "data-parallel backprop",
 }
 """Of `bench ranks`: the end of its `ratio_to_`, and what it is called here."""
 TIMES = fixed(2)
@@ -57,9 +59,7 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
         said = [
             f"{between(row, f'ratio_to_{key}')} of {name}" for key, name in RIVALS.items() if f"ratio_to_{key}" in row
         ]
-        told.append(f"{arm} in {count} processes takes, of a step’s time, {', '.join(said)}.")
-        if row.get("ratio_to_ddp_low", 0) > 1:
-            told.append("There data-parallel backprop is the winner.")
+        told.append(f"{arm} in {count} processes takes, of a step’s time, {'; '.join(said)}.{won(row)}")
     columns: list[Column] = [("ms a step", [significant(ours(row)["step_ms"]) for row in found.values()])]
     for key, name in RIVALS.items():
         columns.append((f"÷ {name}", [between(row, f"ratio_to_{key}") for row in found.values()]))
@@ -77,7 +77,8 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
     text = (
         f"One network ({first['model']}, batch {first['batch_size']}, {first['blocks']} blocks), one optimizer, one "
         "machine; every time is over that of the same round, medians with quartiles, and each rival’s is its best "
-        "number of micro-batches. Methods have different objectives: a step is not worth the same, so accuracies stand "
+        f"number of micro-batches. One process has {first['threads']} of the cores, as each of several has; with all "
+        "threads it has theirs. Methods have different objectives: a step is not worth the same, so accuracies stand "
         "beside. All busy over one busy is what the same work takes when every process has it; 1 would be cores that "
         f"do not share anything. {benches.places(list(found.values()))}"
     )
@@ -87,6 +88,13 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
     ]
     kept = [(caption, table) for caption, table in tables if table]
     return " ".join(told), Section("Blocks in several processes", text, kept, [])
+
+
+def won(row: Row) -> str:
+    """Who is faster by more than the quartiles, the fastest first; nothing where nobody is."""
+    faster = [key for key in RIVALS if row.get(f"ratio_to_{key}_low", 0) > 1]
+    first, *others = [RIVALS[key] for key in sorted(faster, key=lambda key: -row[f"ratio_to_{key}"])] or [""]
+    return first and f" There {first} is the winner" + (f", before {'; '.join(others)}." if others else ".")
 
 
 def ours(row: Row) -> dict[str, Any]:

@@ -6,11 +6,16 @@ from itertools import cycle
 
 import pytest
 import torch
+from torch import nn
 
 from sidestep.bench import ranks
-from sidestep.bench.ranks import STEPS_A_TURN, pipeline_share, ranks_table, take
+from sidestep.bench.ranks import STEPS_A_TURN, pipeline_share, ranks_table, singles, take
+from sidestep.bench.step import benched
 from sidestep.config import resolve
 from sidestep.errors import UsageError
+from sidestep.measure.timing import threads
+from sidestep.placement import Placement
+from sidestep.ranks import Ranks
 
 FLAGS = {"precision": "fp32", "model.width": 32, "epochs": 1}
 
@@ -23,15 +28,18 @@ def test_blocks_in_two_processes_are_timed_beside_every_rival() -> None:
     assert {
         "local_ce, 1 process",
         "backprop, 1 process",
+        f"local_ce, 1 process, {2 * found['threads']} threads",
+        f"backprop, 1 process, {2 * found['threads']} threads",
         "GPipe, 2 micro-batches",
         "1F1B, 16 micro-batches",
     } < rows.keys()
     assert {"ZBV, 4 micro-batches", "backprop, data parallel"} < rows.keys()
     assert "ZBV, 2 micro-batches" not in rows  # fewer than its stages
-    for key in ("one_process", "gpipe", "1f1b", "zbv", "ddp"):
+    for key in ("one_process", "all_threads", "backprop_all_threads", "gpipe", "1f1b", "zbv", "ddp"):
         assert found[f"ratio_to_{key}_low"] <= found[f"ratio_to_{key}"] <= found[f"ratio_to_{key}_high"]
         fastest = [row for name, row in rows.items() if name.lower().startswith(key)]
         assert not fastest or found[f"best_{key}"] == min(fastest, key=lambda row: row["step_ms"])["name"]
+    assert found["best_backprop_all_threads"] == f"backprop, 1 process, {2 * found['threads']} threads"
     assert found["calibration"] > 0 and found["ranks"] == 2
     assert all(0 < value <= 1 for value in found["accuracy"].values()) and set(found["accuracy"]) == {
         "local_ce",
@@ -80,6 +88,21 @@ def test_the_table_fits_a_terminal() -> None:
     text = ranks_table(found | {"accuracy": {"bll": 0.98, "backprop": None}})
     assert max(map(len, text.splitlines())) <= 80
     assert "validation accuracy of bll: 98.00 %" in text and "validation accuracy of backprop: none" in text
+
+
+def test_one_process_with_all_threads_computes_with_so_many_and_leaves_their_number_as_it_was() -> None:
+    """Two processes of one thread: what one of them does alone."""
+    assembly = benched(resolve("local_ce", FLAGS))
+    used: list[int] = []
+    layer = next(m for m in assembly.model.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))  # copied with the network
+    with threads(1):
+        steps = singles(assembly, assembly.engine, Ranks(placement=Placement(2)))
+        used.clear()  # of where the network was cut
+        for method in ("local_ce", "backprop"):
+            for name in (f"{method}, 1 process", f"{method}, 1 process, 2 threads"):
+                steps[name](assembly.batches(0))
+    assert used == [1, 2, 1, 2]
 
 
 def test_what_is_refused_in_the_processes_is_one_error_here() -> None:

@@ -64,6 +64,24 @@ def test_data_parallel_backprop_is_called_the_winner_only_where_it_is_one() -> N
     assert "There data-parallel backprop is the winner." in page([ranked("local CE", 1.2)]).answer
 
 
+def test_a_process_with_all_threads_is_called_the_winner_where_it_is_one() -> None:
+    """It was not timed by each of several, or not compared, in rows from before: they show what they have."""
+    row = ranked("local CE", 1.2)
+    row |= {f"ratio_to_all_threads{end}": 1.1 * f for end, f in {"": 1.0, "_low": 0.95, "_high": 1.05}.items()}
+    row |= {f"ratio_to_backprop_all_threads{end}": 1.5 * f for end, f in {"": 1, "_low": 0.9, "_high": 1.1}.items()}
+    found = page([row, ranked("BLL", 0.9)])
+    table = columns(found, RANKS, "Step time of blocks in several processes")
+    assert table["÷ one process, all threads"] == ["1.10 (1.04–1.16)", "not measured"]
+    assert table["÷ backprop, one process, all threads"] == ["1.50 (1.35–1.65)", "not measured"]
+    assert "One process has 1 of the cores, as each of several has; with all threads it has theirs." in next(
+        section.text for section in found.sections
+    )
+    assert (
+        "There backprop, one process, all threads is the winner, before data-parallel backprop; one process, all "
+        "threads. BLL in 2 processes"
+    ) in found.answer
+
+
 def test_the_cascades_part_stands_over_the_naive_loops_by_how_many_modules() -> None:
     found = page([stacked(100), stacked(10)])
     table = columns(found, STACK, "The cascade’s part of a step")
