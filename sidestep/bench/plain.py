@@ -67,6 +67,8 @@ class PlainStep(PlainTraining):
 class CheckpointedStep(PlainTraining):
     """Backpropagation that keeps the input of each segment and computes the segment again (arXiv:1604.06174).
 
+    But for the last, whose graph is wanted at once, as in torch.utils.checkpoint.checkpoint_sequential.
+
     segments: run in order, they are the network, x -> logits (B, C).
     """
 
@@ -76,7 +78,7 @@ class CheckpointedStep(PlainTraining):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         h = x
-        for segment in self.segments:
+        for segment in self.segments[:-1]:
             h = checkpoint(
                 segment,
                 h,
@@ -85,7 +87,7 @@ class CheckpointedStep(PlainTraining):
                 # A CUDA graph is recorded of steps that draw nothing only, and the state is not to be had meanwhile.
                 preserve_rng_state=not (x.is_cuda and torch.cuda.is_current_stream_capturing()),
             )
-        return self.cross_entropy(h, y)
+        return self.cross_entropy(self.segments[-1](h), y)
 
 
 class DeepSupervisionStep(PlainTraining):

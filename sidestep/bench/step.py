@@ -41,8 +41,8 @@ Step = Callable[[tuple[Tensor, Tensor]], object]
 def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     """The same network trained by plain autograd, with the same optimizer, precision and memory format.
 
-    Checkpointed in segments of 1, 2, 4, 8 of the method's blocks, as far as there are that many.  Compiled where the
-    method's blocks are.
+    Checkpointed in segments of 1, 2, 4, 8 of the method's blocks, as far as that makes two segments or more: one is not
+    computed again.  Compiled where the method's blocks are.
     """
     config = assembly.config
     options: dict[str, Any] = {"autocast": torch.bfloat16 if config.precision == "bf16" else None, "clip": config.clip}
@@ -57,7 +57,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     found: dict[str, PlainTraining] = {"plain backprop": PlainStep(model, make(model.parameters()), **options)}
     count = len(slices().bodies)
     for length in SEGMENTS:
-        if length <= count:
+        if length < count:
             nets = slices().nets
             segments = [nn.Sequential(*nets[i : i + length]) for i in range(0, count, length)]
             parameters = [p for segment in segments for p in segment.parameters()]

@@ -111,6 +111,21 @@ def test_checkpointing_gives_the_bits_of_plain_backprop_statistics_included() ->
     assert_equal(net.state_dict(), again.state_dict())
 
 
+def test_every_segment_but_the_last_is_computed_again() -> None:
+    """The last one's graph is wanted at once: to compute it again costs time and saves nothing."""
+    net = conv_net()
+    segments = [net[:2], net[2:4], net[4:]]
+    runs = [0, 0, 0]
+
+    def counted(n: int) -> None:
+        runs[n] += 1
+
+    for n, segment in enumerate(segments):
+        segment.register_forward_pre_hook(lambda *_, n=n: counted(n))
+    CheckpointedStep(segments, sgd(net.parameters())).step(batches()[0])
+    assert runs == [2, 2, 1]
+
+
 CONTROLS: list[tuple[type[Method], Callable[..., PlainTraining]]] = [
     (Backprop, PlainStep),
     (BackpropCheckpointed, CheckpointedStep),
