@@ -287,6 +287,16 @@ def test_bench_times_sid_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) 
     assert memory == [((resolve("backprop", {"blocks": 2}),), {})]
 
 
+def test_a_bench_keeps_the_load_of_the_machine_from_before_it_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads = iter([(0.25, 0.5, 0.75), (2.0, 2.0, 2.0)])  # then and later
+    monkeypatch.setattr("os.getloadavg", lambda: next(loads))
+    seen(monkeypatch, "sidestep.bench.memory")
+    cli.main(["bench", "memory", "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["load"] == 0.25
+
+
 def test_describe_and_audit_get_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     described, audited = seen(monkeypatch, "sidestep.measure.describe"), seen(monkeypatch, "sidestep.measure.isolation")
     cli.main(["describe", "sid", "--model", "resmlp", "--blocks", "16"])

@@ -33,6 +33,8 @@ LEAST = (
     "The least a step could take is its FLOPs at the measured rate of a matrix product, or the bytes it has to move at "
     "that of a copy, whichever is more."
 )
+IDLE = 0.5
+"""The most load, a mean over a minute before a bench begins, of a machine with nothing else to do."""
 TIMES = fixed(2)
 CAPTIONS = {"Step time": STEP, "Peak memory of a step": MEMORY}
 EAGER, COMPILED, GRAPHS = "eager", "compiled", "as CUDA graphs"
@@ -191,10 +193,21 @@ def taken(rows: Sequence[Row]) -> str:
 
 
 def places(rows: Sequence[Row]) -> str:
-    """On what the benches among these rows were taken; empty where there are none."""
+    """On what the benches among these rows were taken, and which beside other work; empty where there are none."""
     found = dict.fromkeys(
         f"{row['device']} ({row['precision']}, threads: {row['threads']}, torch {row['torch']}, commit {row['commit']})"
         for row in rows
         if "rows" in row
     )
-    return f"Benched on {'; '.join(found)}." if found else ""
+    return f"Benched on {'; '.join(found)}.{beside(rows)}" if found else ""
+
+
+def beside(rows: Sequence[Row]) -> str:
+    """Names the times that were taken beside other work; empty where none were, as far as rows say."""
+    found = [
+        f"{', '.join(row['labels'].values())} ({TIMES(row['load'])})"
+        for row in rows
+        if row.get("load", 0) > IDLE and not any(MEMORY in e for e in row.get("rows", ()))
+    ]
+    what = " Taken beside other work, or right after the study’s own, the load of the minute before in brackets: "
+    return f"{what}{'; '.join(found)}." if found else ""

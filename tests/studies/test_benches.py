@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.studies.benches import CHECKPOINTED, MEMORY, STEP, entry
+from sidestep.studies.benches import CHECKPOINTED, MEMORY, STEP, entry, places, taken
 from sidestep.studies.study import Row
 from tests.studies.made import timed, weighed
 
@@ -30,3 +30,17 @@ def test_checkpointing_is_the_fastest_of_those_within_five_percent_of_the_least_
 
 def test_checkpointing_whose_memory_is_not_known_is_not_shown() -> None:
     assert entry([TIMES], CHECKPOINTED, STEP) is None
+
+
+def test_times_taken_beside_other_work_are_named_and_memory_which_does_not_mind_is_not() -> None:
+    """Rows from before the load was kept are not named either."""
+    labels = {"arm": "SID", "blocks": "4"}
+    rows = [
+        timed({"arm": "SID", "blocks": str(n)}, {"plain backprop": 10.0}) | {"load": load}
+        for n, load in ((4, 2.25), (8, 0.3))
+    ]
+    rows += [weighed(labels, {"plain backprop": 10.0}) | {"load": 3.0}, timed(labels, {"plain backprop": 10.0})]
+    sentence = "Taken beside other work, or right after the study’s own, the load of the minute before in brackets: "
+    for told in (places(rows), taken(rows)):
+        assert told.endswith(f"{sentence}SID, 4 (2.25).")
+    assert "Taken beside" not in places(rows[1:])
