@@ -175,7 +175,11 @@ def finish_cell(emit: Emit, scale: float = 1.0) -> Message:
         torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
     sent = [m.detach() for m in emit.send]
     for leaf in emit.send_grad:
-        assert leaf.grad is not None, "send_grad names a leaf that the loss does not reach"
+        if leaf.grad is None:
+            raise UsageError(
+                "got a block whose objective has no gradient of its input, expected one to send back; look for a "
+                "detach() or no_grad() in the network's forward, or use a method whose gradients do not cross the cuts."
+            )
         sent.append(leaf.grad.detach())
         leaf.grad = None
     return tuple(sent)

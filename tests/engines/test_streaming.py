@@ -348,6 +348,21 @@ def test_where_everything_is_frozen_there_is_nothing_to_train() -> None:
         engine_for(Backprop(), small_net().requires_grad_(False))
 
 
+class Cutting(nn.Module):
+    """Stops gradients in its forward."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.detach()
+
+
+def test_a_network_that_stops_gradients_is_no_backprops() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16), nn.Sequential(Cutting(), nn.Linear(16, 16)), nn.Linear(16, CLASSES)]
+    network = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(128, 16)), *layers)
+    with pytest.raises(UsageError, match="got a block whose objective has no gradient of its input, expected one to"):
+        engine_for(Backprop(), network).step(some_batch())
+
+
 def test_nothing_is_learnt_or_audited_without_gradients() -> None:
     engine = engine_for(LocalCE())
     start = {k: v.clone() for k, v in state_of(engine).items()}
