@@ -18,6 +18,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop, BackpropCheckpointed
 from sidestep.methods.bll import BLL
+from sidestep.methods.bll_released import BLLReleased
 from sidestep.methods.deep_supervision import DeepSupervision
 from sidestep.methods.local_ce import LocalCE
 from sidestep.methods.sid import SID
@@ -36,6 +37,7 @@ class Case:
     isolated: bool  # every block's loss reaches its own parameters only
     naive: Callable[[Chain, Tensor, Tensor], Tensor]  # (chain, x, y) -> (), the sum of all objectives
     rate: float = 1e-2  # from which 64 samples are learnt by heart
+    is_mean: bool = True  # over samples, so that the objective of a batch is the mean of its halves'
 
 
 linear_bll = partial(BLL, family="bernoulli", read_out="linear", likelihood="plug-in")
@@ -117,8 +119,10 @@ CASES = [
         True,
         partial(naive.bll, m=0.5, w=0.7, smoothing=0.1, family="gaussian", least=1.0),
     ),
+    Case("bll_released", BLLReleased(heads="trained"), True, naive.bll_released, is_mean=False),
 ]
 
+MEANS = [case for case in CASES if case.is_mean]
 
 FIGURES: dict[str, list[float]] = {}
 """What tests of faults have measured, by what it is."""

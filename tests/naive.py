@@ -89,6 +89,34 @@ def parallel_heads(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], dire
     return total
 
 
+def bll_released(
+    chain: Chain, x: Tensor, y: Tensor, sign: int = 1, denoise_weight: float = 0.0, classes: int = CLASSES
+) -> Tensor:
+    """BLL as released, its configuration's weights; sign -1 mends the similarity.  Noise is 0 where there is any."""
+    total, h = torch.zeros(()), x
+    for block in chain.blocks:
+        out = block.net(h.detach())
+        if block.is_last:
+            return total + 0.43 * cross_entropy(out, y, 0.1)
+        top = out.amax((2, 3)) if out.dim() == 4 else out
+        n = top - top.mean(1, keepdim=True)
+        n = n / n.norm(dim=1, keepdim=True)
+        (own,) = block.extras["prototypes"].parameters()
+        w = own.T
+        for c in range(classes):
+            mean = n[y == c].mean(0).detach() if bool((y == c).any()) else torch.zeros(n.shape[1])
+            total = total + 0.5 * (w[c] - mean).square().sum()
+        cosines = sum((n[i] @ n[j]) ** 2 for i in range(len(n)) for j in range(len(n)) if i != j)
+        total = total + 0.7 * cosines / len(n) ** 2
+        alike = sum(w[y[i]].detach() @ n[i] for i in range(len(n)))
+        total = total + sign * 0.25 * alike / len(n) ** 2
+        total = total + 0.55 * cross_entropy(block.extras["head"](out), y, 0.1)
+        if denoise_weight:
+            total = total + denoise_weight * (block.net(h.detach()) - out.detach()).square().mean()
+        h = out
+    return total
+
+
 def bll(
     chain: Chain,
     x: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sidestep.core.cell import finish_cell
 from sidestep.core.emit import Emit, Message
-from tests.conftest import CLASSES, Case, adam, engine_for, sgd, small_net, some_batch
+from tests.conftest import CLASSES, MEANS, Case, adam, engine_for, sgd, small_net, some_batch
 
 
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -148,7 +148,8 @@ def test_the_exported_network_answers_like_the_engine(case: Case) -> None:
         assert torch.equal(exported(x), answer)
 
 
-def test_accumulated_steps_average_the_micro_batches(case: Case) -> None:
+@pytest.mark.parametrize("mean", MEANS, ids=lambda case: case.id)
+def test_accumulated_steps_average_the_micro_batches(mean: Case) -> None:
     """Without BatchNorm and dropout, two halves make the whole batch's gradient.
 
     Tolerance: the sums over samples are taken in another order, which costs some 1e-7 relative in float32.
@@ -160,7 +161,7 @@ def test_accumulated_steps_average_the_micro_batches(case: Case) -> None:
         units = [nn.Sequential(nn.Linear(128 if i == 0 else 16, 16), nn.Tanh()) for i in range(3)]
         return nn.Sequential(nn.Flatten(), *units, nn.Linear(16, CLASSES))
 
-    whole, halves = engine_for(case.method, net(), sgd()), engine_for(case.method, net(), sgd(), accumulate=2)
+    whole, halves = engine_for(mean.method, net(), sgd()), engine_for(mean.method, net(), sgd(), accumulate=2)
     loss = whole.step(some_batch()).loss, halves.step(some_batch()).loss
     torch.testing.assert_close(loss[0], loss[1], equal_nan=True, rtol=1e-5, atol=1e-6)
     for (name, a), (_, b) in zip(whole.chain.named_parameters(), halves.chain.named_parameters(), strict=True):

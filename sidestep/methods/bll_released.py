@@ -39,7 +39,10 @@ from sidestep.nn.heads import Pool, pooled_width
 
 @dataclass(frozen=True)
 class BLLReleased(Method):
-    """BLL's released ImageNet code: local heads, decorrelation and class prototypes."""
+    """BLL's released ImageNet code: local heads, decorrelation and class prototypes.
+
+    Prototypes and decorrelation are a batch's: accumulated micro-batches have others than the whole.
+    """
 
     reference: ClassVar[str] = "arXiv:2305.14974, released code"
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sidestep.methods.bll_released import BLLReleased, LocalPrediction, decorrelation, directions, prototypes
+from tests import naive
 from tests.conftest import CLASSES, engine_for, small_net, some_batch
 
 
@@ -46,28 +47,8 @@ def test_a_step_follows_the_released_losses_written_out(fields: dict[str, Any]) 
     x, y = some_batch()
     found = engine.gradients((x, y))
     engine.chain.train()
-    total, h = torch.zeros(()), x
-    for block in engine.chain.blocks:
-        out = block.net(h.detach())
-        if block.is_last:
-            total = total + 0.43 * F.cross_entropy(out, y, label_smoothing=0.1)
-            break
-        top = out.amax((2, 3))
-        n = top - top.mean(1, keepdim=True)
-        n = n / n.norm(dim=1, keepdim=True)
-        (own,) = block.extras["prototypes"].parameters()
-        w = own.T
-        for c in range(CLASSES):
-            mean = n[y == c].mean(0).detach() if bool((y == c).any()) else torch.zeros(n.shape[1])
-            total = total + 0.5 * (w[c] - mean).square().sum()
-        cosines = sum((n[i] @ n[j]) ** 2 for i in range(len(n)) for j in range(len(n)) if i != j)
-        total = total + 0.7 * cosines / len(n) ** 2
-        alike = sum(w[y[i]].detach() @ n[i] for i in range(len(n)))
-        total = total + (1 if method.similarity == "released" else -1) * 0.25 * alike / len(n) ** 2
-        total = total + 0.55 * F.cross_entropy(block.extras["head"](out), y, label_smoothing=0.1)
-        if method.denoise_weight:
-            total = total + 0.5 * F.mse_loss(block.net(h.detach()), out.detach())
-        h = out
+    sign = 1 if method.similarity == "released" else -1
+    total = naive.bll_released(engine.chain, x, y, sign, method.denoise_weight)
     total.backward()
     for name, p in engine.chain.named_parameters():
         if p.grad is not None:
