@@ -7,6 +7,7 @@ nobody measured.  Accuracies: how many more epochs block-local learning needs on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from sidestep.report.figures import Line, lines
@@ -27,11 +28,12 @@ CALLED = {
     "DiLoCo": "DiLoCo",
 }
 """The ways to train that a row has, and what they are called here."""
-WIRE = (
-    "blocks send as engines/dist_wire does, a head and then pieces of at most 1 MB, each of which is asked for when "
-    "the one before has arrived, so that a message of 4 MB takes six ways there and back, however much lies ahead; "
-    "pipelines send as torch does over gloo, where a message leaves once its receiver has asked for it, which takes a "
-    "way too; sums ask ahead, and pay every message's way once."
+WIRES = (
+    "On wires as they are, blocks send as engines/dist_wire does, a head and then pieces of at most 1 MB, each of "
+    "which is asked for when the one before has arrived, so that a message of 4 MB takes six ways there and back, "
+    "however much lies ahead; pipelines send as torch does over gloo, where a message leaves once its receiver has "
+    "asked for it, which takes a way too; sums ask ahead, and pay every message's way once. On wires that ask ahead no "
+    "message waits until it is asked for: what better code could gain, for everybody."
 )
 DEVELOPED = "width 1024, batch 512"
 """The network whose errors were seen while the simulator was written; it is not judged by them."""
@@ -118,42 +120,47 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] 
     entries: list[dict[str, Any]] = found[-1]["rows"]
     tables: list[tuple[str, Table]] = []
     factors = list(dict.fromkeys([min(needed), max(needed)])) if needed else [1.0]
-    lost: dict[float, list[str]] = {factor: [] for factor in factors}
-    for ranks in dict.fromkeys(e["ranks"] for e in entries):
-        own = [e for e in entries if e["ranks"] == ranks]
+    wires = list(dict.fromkeys(e["wire"] for e in entries))
+    lost: dict[tuple[str, float], list[str]] = {(wire, factor): [] for wire in wires for factor in factors}
+    for wire, ranks in product(wires, dict.fromkeys(e["ranks"] for e in entries)):
+        own = [e for e in entries if (e["wire"], e["ranks"]) == (wire, ranks)]
         columns: list[Column] = [(called, [milliseconds(e[way]) for e in own]) for way, called in CALLED.items()]
         rivals = [fastest(e) for e in own]
         ratios = [e[way] / e[BLOCKS] for e, way in zip(own, rivals, strict=True)]
         columns.append(("fastest rival ÷ blocks", [TIMES(ratio) for ratio in ratios]))
         columns.append(("which is", [CALLED[way] for way in rivals]))
         for factor in factors:
-            columns.append((f"times {TIMES(factor)} steps", ["loses" if r < factor else "wins" for r in ratios]))
-            lost[factor] += [
+            ends_as = ["loses" if ratio < factor else "wins" for ratio in ratios]
+            columns.append((f"only forward, in {TIMES(factor)} times as many steps", ends_as))
+            lost[wire, factor] += [
                 f"{ranks:,} machines at {e['network']} ({CALLED[way]}, {TIMES(ratio)})"
                 for e, way, ratio in zip(own, rivals, ratios, strict=True)
                 if ratio < factor
             ]
         table = Table.of([e["network"] for e in own], columns, "bandwidth, round trip")
         assert table is not None
-        tables.append((f"{ranks:,} machines, ms a step: extrapolation", table))
+        tables.append((f"{ranks:,} machines, wires {wire}, ms a step: extrapolation", table))
     network = "1 Gb/s, 20 ms"
+    shown = [e for e in entries if (e["network"], e["wire"]) == (network, wires[0])]
     drawn = [
         Line(called, [e["ranks"] for e in own], [e[way] for e in own])
         for way, called in CALLED.items()
-        if len(own := [e for e in entries if e["network"] == network and e[way] is not None]) > 1
+        if len(own := [e for e in shown if e[way] is not None]) > 1
     ]
-    title = f"Step time over machines at {network} there and back, extrapolated"
+    title = f"Step time over machines at {network} there and back, wires {wires[0]}, extrapolated"
     figures = [(f"{title}.", lines(title, drawn, "machines", "ms a step", log_x=True, log_y=True), "")] if drawn else []
     if not needed:
-        counted = ["Counting only the time of a step"]
-    elif len(factors) == 1:
-        counted = [f"Counting {TIMES(factors[0])} times as many steps (seeds: {len(needed)})"]
+        counted = {1.0: "counting only the time of a step"}
     else:
-        counted = [
-            f"Counting {TIMES(factor)} times as many steps (the {which} of {len(needed)} seeds)"
-            for factor, which in zip(factors, ("least", "most"), strict=True)
-        ]
-    answer = " ".join(verdict(*pair, len(entries)) for pair in zip(counted, lost.values(), strict=True))
+        which = ["the least of", "the most of"] if len(factors) == 2 else ["by all of"]
+        counted = {
+            factor: f"counting {TIMES(factor)} times as many steps ({end} {len(needed)} seeds)"
+            for factor, end in zip(factors, which, strict=True)
+        }
+    answer = " ".join(
+        verdict(f"On wires {wire}, {counted[factor]}", its, len(entries) // len(wires))
+        for (wire, factor), its in lost.items()
+    )
     row = found[-1]
     text = (
         f"Extrapolation from one block ({significant(row['block_ms'])} ms of work, {significant(row['message_kb'])} KB "
@@ -162,7 +169,7 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] 
         "DiLoCo keep the whole network on every machine; data parallel adds up gradients by a ring or by halves, "
         "whichever is faster, while backward goes on. DiLoCo takes the mean of all parameters every "
         f"{row['synchronised_every']} steps, and is assumed to need no more of them than backprop, which is generous. "
-        f"A rival wins where its step takes less than those that it is spared. Wires are those that are there: {WIRE}"
+        f"A rival wins where its step takes less than those that it is spared. {WIRES}"
     )
     return answer, Section("Many machines: extrapolation", text, tables, figures)
 

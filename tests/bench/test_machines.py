@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidestep.bench import machines
-from sidestep.bench.machines import LIVES, NETWORKS, machines_table
+from sidestep.bench.machines import AHEAD, LIVES, NETWORKS, THERE, ahead, machines_table
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 from sidestep.simulate.extrapolate import Block, chain
@@ -19,13 +19,16 @@ FLAGS: dict[str, Any] = {"precision": "fp32", "model.width": 32, "batch_size": 3
 
 def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latency_is_never_slower() -> None:
     found = machines.run(resolve("local_ce", FLAGS), most=64)
-    rows = {(row["ranks"], row["network"]): row for row in found["rows"]}
+    better = {(row["ranks"], row["network"]): row for row in found["rows"] if row["wire"] == AHEAD}
+    rows = {(row["ranks"], row["network"]): row for row in found["rows"] if row["wire"] == THERE}
+    assert better.keys() == rows.keys()
     assert rows.keys() == {(ranks, network) for ranks in (8, 64) for network in NETWORKS}
     for way in ("blocks", "GPipe", "1F1B", "ZBV", "data parallel", "DiLoCo"):
         slow, near, fast = (
             rows[8, f"{name}, {rtt} ms"][way] for name, rtt in (("100 Mb/s", 100), ("100 Mb/s", 1), ("10 Gb/s", 1))
         )
         assert 0 < fast <= near <= slow
+        assert better[8, "10 Gb/s, 100 ms"][way] <= rows[8, "10 Gb/s, 100 ms"][way]
     # Of 32 samples 64 replicas have none; messages of the blocks are 32 x 32 numbers.
     assert all(rows[64, network]["data parallel"] is None for network in NETWORKS)
     assert found["message_kb"] == 4.0
@@ -40,7 +43,9 @@ def test_a_long_line_is_paid_for_by_every_piece_of_a_message() -> None:
     """4 MB are a head and five pieces, since a message is a little longer than what it carries: 600 ms, not 100."""
     trace: list[Action] = [Receive(0), Compute(0.1), Send(2, 4 << 20)]
     block = Block(trace, 1, {1: Stage(0.1, 0.1, 0.0)}, parameters=4)
-    assert chain(block, 8, NETWORKS["10 Gb/s, 100 ms"].wire) == pytest.approx(0.6 + (4 << 20) * 8e-10)
+    links = NETWORKS["10 Gb/s, 100 ms"]
+    assert chain(block, 8, links.wire) == pytest.approx(0.6 + (4 << 20) * 8e-10)
+    assert chain(block, 8, ahead(links).wire) == pytest.approx(0.1)  # four of them are on their way at once
 
 
 @pytest.mark.parametrize(

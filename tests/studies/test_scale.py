@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sidestep.bench.machines import AHEAD, THERE
 from sidestep.studies.scale import DEVELOPED, more_epochs, page, reached
 from sidestep.studies.study import Row
 from tests.studies.made import PLACE
@@ -34,7 +35,8 @@ def far(blocks: float) -> Row:
         {
             "ranks": n,
             "network": "1 Gb/s, 20 ms",
-            "blocks": blocks,
+            "wire": wire,
+            "blocks": blocks * (2 if wire == AHEAD else 1),  # so that it shows which is which
             "GPipe": 350.0,
             "1F1B": 300.0,
             "ZBV": 400.0,
@@ -42,6 +44,7 @@ def far(blocks: float) -> Row:
             "DiLoCo": 200.0,
         }
         for n, dp in ((8, 100.0), (1024, None))
+        for wire in (THERE, AHEAD)
     ]
     kept = [{"ranks": n, "life": "1 h", "goodput": share} for n, share in ((8, 0.9), (1024, 0.125))]
     found = {"rows": entries, "kept": kept, "block_ms": 36.0, "message_kb": 4096.0, "parameters_kb": 4100.0}
@@ -80,16 +83,18 @@ def test_the_network_that_the_simulator_was_developed_on_is_shown_and_not_judged
 def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> None:
     """Blocks of 60 ms a step beside 100 ms: ahead by steps, behind once twice as many are needed."""
     fast = page([far(60.0)])
-    table = columns(fast, MANY, "8 machines, ms a step: extrapolation")
+    table = columns(fast, MANY, "8 machines, wires as they are, ms a step: extrapolation")
     assert table["fastest rival ÷ blocks"] == ["1.67"] and table["which is"] == ["data parallel"]
-    other = columns(fast, MANY, "1,024 machines, ms a step: extrapolation")
+    other = columns(fast, MANY, "1,024 machines, wires as they are, ms a step: extrapolation")
     assert other["data parallel"] == ["a sample is too few"] and other["which is"] == ["DiLoCo"]
-    assert "Counting only the time of a step, going only forward loses nowhere, by extrapolation." in fast.answer
+    told = "counting only the time of a step, going only forward loses"
+    assert f"On wires as they are, {told} nowhere, by extrapolation." in fast.answer
+    assert f"On wires that ask ahead, {told}, by extrapolation, on 1 of 2" in fast.answer
     curves = [trained("local CE", 0, [0.8, 0.85, 0.9, 0.95]), trained("backprop", 0, [0.9, 0.95, 0.97])]
     counted = page([far(60.0), *curves])
     told = "going only forward loses, by extrapolation, on 1 of 2, and wins on the others: it loses on 8 machines"
-    assert f"Counting 2.00 times as many steps (seeds: 1), {told}" in counted.answer
-    assert "1,024" not in counted.answer
+    assert f"counting 2.00 times as many steps (by all of 1 seeds), {told}" in counted.answer
+    assert "1,024" not in counted.answer.partition("On wires that ask ahead")[0]
     [many] = [section for section in fast.sections if section.heading == MANY]
     assert (
         "DiLoCo takes the mean of all parameters every 100 steps" in many.text
@@ -102,12 +107,13 @@ def test_where_seeds_do_not_agree_losses_and_wins_are_told_for_the_least_and_for
     curves = [trained("backprop", seed, [0.9, 0.95]) for seed in (0, 1)]
     curves += [trained("local CE", 0, [0.8, 0.9]), trained("local CE", 1, [0.7, 0.8, 0.85, 0.9])]
     found = page([far(60.0), *curves])
-    least = "Counting 2.00 times as many steps (the least of 2 seeds), going only forward loses, by extrapolation, on 1"
-    most = "Counting 4.00 times as many steps (the most of 2 seeds), going only forward loses, by extrapolation, on 2"
-    assert least in found.answer and most in found.answer
+    for factor, which, count in (("2.00", "least", 1), ("4.00", "most", 2)):
+        told = f"On wires as they are, counting {factor} times as many steps (the {which} of 2 seeds), going only "
+        assert f"{told}forward loses, by extrapolation, on {count} of 2" in found.answer
     assert "takes 3.00 times as many epochs as backprop, in the mean of 2 seeds (2.00, 4.00)." in found.answer
-    many = columns(found, MANY, "1,024 machines, ms a step: extrapolation")
-    assert (many["times 2.00 steps"], many["times 4.00 steps"]) == (["wins"], ["loses"])
+    many = columns(found, MANY, "1,024 machines, wires as they are, ms a step: extrapolation")
+    ends = [many[f"only forward, in {factor} times as many steps"] for factor in ("2.00", "4.00")]
+    assert ends == [["wins"], ["loses"]]
 
 
 def test_epochs_to_equal_accuracy_are_those_to_the_highest_that_both_reach() -> None:
