@@ -23,7 +23,7 @@ from sidestep.core.program import Pass, Program
 
 from .update import Updater, UpdateRule
 
-LARGEST_ON_CPU = 16
+LARGEST_ON_CPU = 32
 """Blocks at once: more of them at a time fall out of a core's cache."""
 
 

@@ -66,7 +66,7 @@ CASES = {
     "modules that do not talk": Case(SID(form="shared", belief="none", alpha="linear:1:0.2"), 5, [5]),
     "trunk after an unequal block": Case(SID(), 6, [5]),
     "local heads between unequal ends": Case(LocalCE(label_smoothing="sid"), 6, [4]),
-    "more than one stack": Case(SID(form="shared"), 2 * LARGEST_ON_CPU + 1, [11, 11, 11]),
+    "more than one stack": Case(SID(form="shared"), 2 * LARGEST_ON_CPU + 1, [21, 22, 22]),
 }
 RULES = {"sgd": sgd(), "adam, clipped and averaged": adam(clip=0.05, ema=0.8)}
 every_case = pytest.mark.parametrize("stackable", CASES.values(), ids=CASES)
