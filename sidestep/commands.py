@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sidestep.config import OPTIONS, TrainConfig, flat, named_by_time, to_toml
+from sidestep.config import OPTIONS, TrainConfig, flat, to_toml
 from sidestep.data import DATASETS
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
@@ -48,9 +48,11 @@ def train(args: Args) -> Result:
         if config.cuda_graph:
             raise UsageError("got --cuda-graph and several processes, expected one: a recorded step sends nothing.")
         from sidestep.launch import launch
+        from sidestep.train import find_start
 
-        folder = [] if config.out else ["--out", str(named_by_time(config))]
-        raise SystemExit(launch(["train", *args.line, *folder], placement.processes, args.max_restarts))
+        folder = find_start(config).out  # what it refuses starts nothing
+        line = args.line if config.out else [*args.line, "--out", folder]
+        raise SystemExit(launch(["train", *line], placement.processes, args.max_restarts))
     from sidestep.train import run
 
     return run(config, placement if placement.processes > 1 else None)

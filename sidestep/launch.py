@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sidestep.errors import DataError, UsageError
 from sidestep.files import write_json
-from sidestep.watch import LAUNCHER
+from sidestep.watch import LAUNCHER, NOTES, Notes
 
 Result = dict[str, Any]
 SHUTDOWN_SECONDS = 20
@@ -33,37 +33,49 @@ SHUTDOWN_SECONDS = 20
 def launch(line: Sequence[str], ranks: int, max_restarts: int) -> int:
     """Run this command line of `sidestep` in so many processes on this machine; returns the exit code of the run.
 
-    Raises DataError where one of them was killed.
+    Those that fail are started again, at most so often, unless what failed would fail again: a word, a setting, a data
+    set, numbers that were lost.  Raises DataError where one of them was killed.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the workers say what is wrong
-    try:
-        # The agent's own store would be open to the whole network; a file is not.
-        with inherited(ranks), tempfile.NamedTemporaryFile(prefix="sidestep-ranks-") as meeting_point:
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=ranks,
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint=meeting_point.name,
-                rdzv_configs={"store_type": "file"},
-                local_addr="127.0.0.1",
-                max_restarts=max_restarts,
-                logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-                shutdown_timeout=SHUTDOWN_SECONDS,
-            )
-            elastic_launch(config, sys.executable)("-m", "sidestep", *line)
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise DataError(f"rank {rank} was killed by {name}; go on with --resume last.") from None
-        return failure.exitcode if failure.exitcode in (2, 130, 143) else 1
+    with inherited(ranks), tempfile.TemporaryDirectory(prefix="sidestep-ranks-") as folder:
+        notes = Notes(Path(folder))
+        os.environ[NOTES] = folder
+        for restarts_left in range(max_restarts, -1, -1):
+            try:
+                # The agent's own store would be open to the whole network; a file is not.
+                attempt(line, ranks, Path(folder) / f"store-{restarts_left}")
+            except SignalException as stopped:
+                return 128 + stopped.sigval
+            except ChildFailedError as failed:
+                rank, failure = failed.get_first_failure()
+                if restarts_left and failure.exitcode != UsageError.exit_code and not notes.recurs.exists():
+                    continue
+                if failure.exitcode < 0:
+                    name = signal.Signals(-failure.exitcode).name
+                    raise DataError(f"rank {rank} was killed by {name}; go on with --resume last.") from None
+                return failure.exitcode if failure.exitcode in (2, 130, 143) else 1
+            break
     return 0
+
+
+def attempt(line: Sequence[str], ranks: int, meeting_point: Path) -> None:
+    """Run them once.  It is not torchrun that restarts them: it would do so whatever their exit codes say."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(meeting_point),
+        rdzv_configs={"store_type": "file"},
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+    elastic_launch(config, sys.executable)("-m", "sidestep", *line)
 
 
 def spawn(ranks: int, threads: int | None, work: Callable[..., Result], *args: str) -> Result:

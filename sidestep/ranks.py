@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,10 +21,10 @@ from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.lanes import lanes_between
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
-from sidestep.errors import DataError, UsageError
+from sidestep.errors import DataError, UsageError, WireError
 from sidestep.placement import Placement
 from sidestep.run import environment, fingerprint
-from sidestep.watch import Watch, die_with_parent
+from sidestep.watch import NOTES, Notes, Watch, die_with_parent
 
 T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(seconds=300)
@@ -34,8 +35,8 @@ IDLE_TIMEOUT = timedelta(days=1)
 class Ranks:
     """This process among `count` of them; one alone has rank 0 and nobody to talk to.
 
-    placement: of all of them; replicas of a rank follow each other.  restarted: whether these came up because others
-    before them had failed.  direct: whether each has an accelerator of its own, and messages go from one to another.
+    placement: of all of them; replicas of a rank follow each other.  notes: where they were launched by `launch`.
+    direct: whether each has an accelerator of its own, and messages go from one to another.
     """
 
     def __init__(
@@ -44,13 +45,23 @@ class Ranks:
         placement: Placement | None = None,
         *,
         watch: Watch | None = None,
-        restarted: bool = False,
+        notes: Notes | None = None,
         direct: bool = False,
     ) -> None:
         self.placement = placement or Placement()
-        self.rank, self.count, self.watch, self.restarted = rank, self.placement.processes, watch, restarted
-        self.direct = direct
+        self.rank, self.count, self.watch = rank, self.placement.processes, watch
+        self.notes, self.direct = notes, direct
         self.wire: DistWire | None = None
+
+    @property
+    def restarted(self) -> bool:
+        """Whether others of this launch, before these, had begun the run."""
+        return self.notes is not None and self.notes.begun.exists()
+
+    def begun(self) -> None:
+        """Note that the run's folder is this launch's own from now on."""
+        if self.notes is not None and self.rank == 0:
+            self.notes.begun.touch()
 
     def told(self, find: Callable[[], T]) -> T:
         """What the first one finds, in JSON's terms, for all.  Where it raises, the others leave with its exit code."""
@@ -138,11 +149,14 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if direct else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
     watch = Watch(meeting_point(count, opens=False), rank, count)
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    ranks = Ranks(rank, placement, watch=watch, restarted=restarted, direct=direct)
+    notes = Notes(Path(folder)) if (folder := os.environ.pop(NOTES, None)) else None
+    ranks = Ranks(rank, placement, watch=watch, notes=notes, direct=direct)
     try:
         yield ranks
     except BaseException as error:  # raised again: the others are to hear of it, be it a signal
+        # Words and values that were refused, bad data, lost numbers; what a failed peer causes is another matter.
+        if notes is not None and isinstance(error, ValueError) and not isinstance(error, WireError):
+            notes.recurs.touch()
         ranks.close(" ".join(str(error).split()) if isinstance(error, Exception) else "it was stopped")
         raise
     else:

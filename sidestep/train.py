@@ -339,7 +339,7 @@ def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool 
         raise SystemExit(128 + number)
 
     with on_signals(leave, signal.SIGTERM), joined(placement) as ranks:
-        if ranks.restarted:
+        if ranks.restarted:  # else what was there before is none of theirs, and what was asked for holds
             config = replace(config, resume="last", overwrite=False)
         start = Start(*ranks.told(lambda: find_start(config)))
         folder = Path(start.out)
@@ -354,6 +354,7 @@ def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool 
         check_selection(assembly)
         trainer = Trainer(assembly, ranks.engine(assembly), ranks=ranks.count)
         with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):
+            ranks.begun()
             try:
                 trainer.train()
             except Stopped as stopped:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from torch.distributed import Store
 
@@ -22,6 +23,19 @@ _PR_SET_PDEATHSIG = 1
 
 LAUNCHER = "RANKS_LAUNCHER_PID"
 """The variable that tells workers which process launched them."""
+NOTES = "RANKS_NOTES"
+"""The variable that tells workers in which folder, of this launch alone, they leave word for those after them."""
+
+
+class Notes:
+    """What the processes of one launch leave behind for its launcher, and for those that are started after them.
+
+    begun: there once the run's folder is this launch's own, so that whoever comes next goes on with what is there.
+    recurs: there once one of them has failed of something that a restart does not mend.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.begun, self.recurs = folder / "begun", folder / "recurs"
 
 
 def die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,15 +138,42 @@ def test_the_last_line_of_json_is_the_first_ones_summary_and_a_finished_run_is_l
 def test_bad_input_is_one_line_with_the_code_of_one_process(
     straight: Path, tmp_path: Path, started: list[Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first is found before any process is started, the second by the first one of them."""
+    """Two are found before any process is started; the third is no sooner known than by the data, and ends all."""
     assert cli.main(["train", "bll", "--ranks", "5"]) == 2
     error = "sidestep: error: got --ranks 5 for 4 blocks, expected at most one a block.\n"
     assert capsys.readouterr().err == error
-    refused = start(started, ranks(2, straight))
+    refused = start(started, ranks(2, straight, "--max-restarts", "1"))
     _, err = refused.process.communicate(timeout=60)
     assert refused.process.returncode == 2
     advice = "give --resume last to continue it, --overwrite, or another --out."
     assert err == f"sidestep: error: {straight} holds a run; {advice}\n"
+    starved = start(started, ranks(2, tmp_path / "new", "--max-restarts", "2", "--batch-size", "5000"))
+    _, err = starved.process.communicate(timeout=60)
+    assert starved.process.returncode == 1
+    assert err.count("sidestep: error: got 1294 training samples") in (1, 2)  # of one rank or of both, of one attempt
+
+
+@pytest.mark.parametrize("asked", ["overwrite", "path"])
+def test_a_rank_that_dies_before_the_run_has_begun_leaves_what_was_asked_for_to_be_done(
+    asked: str, straight: Path, tmp_path: Path, started: list[Launched]
+) -> None:
+    """Not a run to go on with: what is in the folder then is of another launch."""
+    out = shutil.copytree(straight, tmp_path / "run")
+    start_at = min((out / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    how = {"overwrite": ["--overwrite", *words(SLOW), "--seed", "1"], "path": ["--resume", str(start_at)]}
+    launched = start(started, command("bll", "--ranks", "2", "--max-restarts", "1", "--out", str(out), *how[asked]))
+    while len(workers := launched.launcher.children()) < 2:
+        time.sleep(0.005)
+    workers[1].kill()
+    _, err = launched.process.communicate(timeout=60)
+    assert launched.process.returncode == 0
+    if asked == "path":
+        number = int(start_at.name[5:])
+        assert f"sidestep: resuming at step {number} of " in err
+        same_run(out, straight)
+    else:
+        assert f"sidestep: the run is kept in {out}\n" in err
+        assert numbers(out)["seed"] == 1 and weights(out) != weights(straight)
 
 
 def test_a_rank_that_is_killed_ends_all_and_restarts_end_with_the_parameters_of_an_uninterrupted_run(
