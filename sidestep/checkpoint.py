@@ -63,11 +63,13 @@ def save(
     extra: Mapping[str, object],
     keep: int = 2,
     prefix: str = "step",
+    replace: bool = False,
 ) -> Path:
     """Write `folder/<prefix>-<step>/`, delete all but `keep` of this prefix, and return it.
 
     state: `<part>/<name>` -> tensor of any layout on any device; one file per part, names without "/" go to `run`.
-    The three mappings hold what JSON can.  A sound checkpoint of the same name stays, an unsound one is replaced.
+    The three mappings hold what JSON can.  A sound checkpoint of the same name stays, unless `replace` says otherwise;
+    an unsound one is replaced.
 
     Raises OSError (full disk, no permission) with nothing half written left behind, and DataError where another process
     is writing to the same folder.
@@ -79,7 +81,7 @@ def save(
     with only_writer(folder):
         for left in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(left)
-        if final.exists() and _passes(load, final):
+        if not replace and final.exists() and _passes(load, final):
             return final
         aside.mkdir()
         try:

@@ -111,16 +111,13 @@ class Ranks:
         same = Replicas(mesh.get_group("replicas")) if replicas > 1 else None
         return assembly.engine.share(shares[self.rank // replicas], self.wire, same)
 
-    def close(self, reason: str | None = None) -> None:
-        """Say goodbye to the others, and why, if it is before the run is over."""
+    def close(self, reason: str = "the run is over", patience: float | None = None) -> None:
+        """Say goodbye to the others, as `DistWire.close` does."""
         if self.watch is not None:
             self.watch.closing.set()
         if self.wire is not None:
             wire, self.wire = self.wire, None
-            if reason is None:
-                wire.close()
-            else:
-                wire.close(reason, patience=2.0)
+            wire.close(reason, patience)
         if self.watch is not None:
             self.watch.stop()
 
@@ -157,7 +154,10 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
         # Words and values that were refused, bad data, lost numbers; what a failed peer causes is another matter.
         if notes is not None and isinstance(error, ValueError) and not isinstance(error, WireError):
             notes.recurs.touch()
-        ranks.close(" ".join(str(error).split()) if isinstance(error, Exception) else "it was stopped")
+        if isinstance(error, Exception):
+            ranks.close(" ".join(str(error).split()), patience=2.0)
+        else:
+            ranks.close("it was stopped", patience=0.5)  # as all are, in most cases; who waits for it counts seconds
         raise
     else:
         ranks.close()

@@ -198,14 +198,16 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
         yield folder
 
 
-def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+def rewind(folder: Path, step: int, *, judged: bool = True) -> list[dict[str, Any]]:
     """Remove what a run wrote after a step, all of which is about to be written again; returns its history until then.
+
+    judged: whether the epoch that ended with that step was, if one did.
 
     Raises DataError for a damaged history, with nothing removed.
     """
 
     def until_then(row: Mapping[str, Any]) -> bool:
-        return row["step"] in range(step + 1)
+        return row["step"] in range(step + judged)
 
     kept = [row for row in read_history(folder) if until_then(row)]
     (folder / SUMMARY).unlink(missing_ok=True)

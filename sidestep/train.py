@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from sidestep.config import CHECKPOINTS, CONFIG, TrainConfig, named_by_time, to_
 from sidestep.core.cell import Batch
 from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
-from sidestep.errors import DataError, Diverged, UsageError
+from sidestep.errors import DataError, Diverged, UsageError, WireError
 from sidestep.evaluate import by_loss, evaluate, judged, summary_text
 from sidestep.folder import METRICS, REPORT, SUMMARY, read_summary
 from sidestep.placement import Placement
@@ -45,7 +46,8 @@ from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 DIAGNOSED = 128  # samples that a method's diagnostics are of
-PATIENCE = 8  # seconds that other processes have, after a signal, to come to the same step
+PATIENCE = 7  # seconds that other processes have, after a signal, to come to the same step
+AGAIN = 1.0  # seconds within which a second signal is the first one, sent to the process by the launcher too
 LOSS_SUM = "progress/loss_sum"  # of the blocks' objectives since the epoch began, in a checkpoint
 
 
@@ -76,6 +78,9 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # `judged` on validation, step
         self.best_state: dict[str, Tensor] = {}
         self.stop: int | None = None  # the signal that asked for it
+        self.asked = 0.0  # when it did
+        self.judged = True  # whether the last epoch that has ended was
+        self.keeping = self.judging = False  # whether the state is all here, and is saved; is judged before that
         self.loss_sum = torch.zeros(len(assembly.chain.blocks), device=assembly.device)
         self.timed = (0.0, 0)  # seconds, steps after the warm-up
         self.progress = Progress(assembly.total_steps, quiet=quiet or not self.first)
@@ -85,41 +90,63 @@ class Trainer:
     def train(self) -> None:
         """Run to the end.  Raises Stopped, after saving, if a signal came; DataError if the loss is lost."""
         commit()  # the first time, for what is said at the end is to be of the code that runs now
-        per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
-        every = self.config.save_every or per_epoch
-        clock = (time.perf_counter(), self.engine.steps)
         alarms = [signal.SIGALRM] if self.ranks > 1 else []
         with self.progress, on_signals(self.ask, signal.SIGINT, signal.SIGTERM), on_signals(self.give_up, *alarms):
-            while self.engine.steps < self.assembly.total_steps:
-                metrics = self.engine.step(self.assembly.batches(self.engine.steps))
-                self.loss_sum += metrics.loss
-                step, stop = self.engine.steps, self.engine.agree(self.stop or 0)
-                self.progress.step(
-                    step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch
-                )
-                at_end = step % per_epoch == 0
-                save = at_end or stop or step % every == 0
-                if save or step == warm:
-                    self.pause(clock, warm)
-                    if save:
-                        self.save(step // per_epoch if at_end else None)
-                    if stop:
-                        raise Stopped(stop)
-                    clock = (time.perf_counter(), step)
+            try:
+                self.take_steps()
+            except (WireError, RuntimeError):  # which torch raises where a replica has left
+                if self.first or self.stop is None:
+                    raise
+                raise Stopped(self.stop) from None  # the first one had all it needs, and has left
+            finally:
+                if alarms:
+                    signal.alarm(0)
+
+    def take_steps(self) -> None:
+        per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
+        every = self.config.save_every or per_epoch
+        if not self.judged:
+            self.save(self.engine.steps // per_epoch)
+        clock = (time.perf_counter(), self.engine.steps)
+        while self.engine.steps < self.assembly.total_steps:
+            metrics = self.engine.step(self.assembly.batches(self.engine.steps))
+            self.loss_sum += metrics.loss
+            step, stop = self.engine.steps, self.engine.agree(self.stop or 0)
+            self.progress.step(step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch)
+            at_end = step % per_epoch == 0
+            save = at_end or stop or step % every == 0
+            if save or step == warm:
+                self.pause(clock, warm)
+                if save:
+                    self.save(step // per_epoch if at_end else None)
+                if stop:
+                    raise Stopped(stop)
+                clock = (time.perf_counter(), step)
 
     def ask(self, number: int, _: FrameType | None) -> None:
-        """Stop after this step; a second Ctrl-C stops at once."""
-        if self.stop is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop = number
-        if self.ranks > 1:
+        """Stop after this step, or while an epoch is judged at once; a second signal ends the process."""
+        now = time.monotonic()
+        if self.stop is not None:
+            if now - self.asked > AGAIN:
+                self.end(number)
+            return
+        self.stop, self.asked = number, now
+        if self.judging:
+            raise Stopped(number)
+        if self.ranks > 1 and not self.keeping:
             signal.alarm(PATIENCE)
 
     def give_up(self, number: int, _: FrameType | None) -> None:
         """Stop without saving: other processes, which were to stop at the same step, do not get there."""
         assert self.stop is not None
-        print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr)
-        raise SystemExit(128 + self.stop)
+        print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr, flush=True)
+        self.end(self.stop)
+
+    def end(self, number: int) -> None:
+        """Leave now; of several processes none says goodbye to others, which may not listen."""
+        if self.ranks > 1:
+            os._exit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def pause(self, clock: tuple[float, int], warm: int) -> None:
         """Count the time since the clock was started, unless it was warm-up; what comes now is no training."""
@@ -131,46 +158,76 @@ class Trainer:
             self.timed = (self.timed[0] + time.perf_counter() - began, self.timed[1] + self.engine.steps - first)
 
     def save(self, epoch: int | None) -> None:
-        """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it."""
+        """Gather the state of all blocks where the first one is, judge it there if an epoch has ended, and save it.
+
+        Raises Stopped there, after saving, if a signal came meanwhile.  What it kept from being judged is judged first
+        thing when the run goes on.
+        """
         name_of = f"{LOSS_SUM}/{{}}".format
         if self.engine.replicas is not None:
             self.loss_sum = self.engine.replicas.mean(self.loss_sum)
         state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})
+        self.keeping = self.first  # from here on it waits for nobody
         if self.ranks > 1:
             signal.alarm(0)  # all have come this far
+        unjudged, self.judged = not self.judged, True
         if self.first:
             self.loss_sum = torch.stack([state.pop(name_of(n)) for n in range(len(self.loss_sum))])
             self.answer_with(state)
             self.check_finite()
             if epoch is not None:
-                self.end_epoch(epoch)
-        if epoch is not None:
+                self.judged = self.judge(epoch)
+        if epoch is not None and self.judged:
             self.loss_sum.zero_()
         if self.first:
-            self.write("step", state | {LOSS_SUM: self.loss_sum}, best=self.best, timed=self.timed)
+            extra = {"best": self.best, "timed": self.timed, "judged": self.judged}
+            self.write("step", state | {LOSS_SUM: self.loss_sum}, replace=unjudged, **extra)
+            if self.stop is not None:
+                raise Stopped(self.stop)
+        self.keeping = False
 
     def answer_with(self, state: Mapping[str, Tensor]) -> None:
         """Have the engine that answers, where it is not the one that trains, know the parameters of all blocks."""
         if self.ranks > 1:
             self.assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
 
-    def end_epoch(self, epoch: int) -> None:
-        """Judge on the validation split, note it, and remember the parameters if none were better before."""
+    def judge(self, epoch: int) -> bool:
+        """`end_epoch`, unless a signal comes before all is measured; whether none did."""
+        try:
+            try:
+                self.judging = True
+                if self.stop is not None:
+                    return False
+                row = self.measured(epoch)
+            finally:
+                self.judging = False
+        except Stopped:
+            return False
+        self.end_epoch(row)
+        return True
+
+    def measured(self, epoch: int) -> dict[str, Any]:
+        """What the log has of an epoch."""
         loss = [None if math.isnan(v) else v for v in (self.loss_sum / self.assembly.batches.steps_per_epoch).tolist()]
-        row: dict[str, object] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
+        row: dict[str, Any] = {"epoch": epoch, "step": self.engine.steps, "train_loss": loss}
         if self.assembly.data.val is not None:
-            row["val"] = measured = evaluate(self.assembly, self.assembly.data.val)
-            score, shown = judged(self.assembly, measured)
+            row["val"] = evaluate(self.assembly, self.assembly.data.val)
+        if diagnostics := self.diagnostics():
+            row["diagnostics"] = diagnostics
+        if self.config.test == "epochs" and self.assembly.test is not None:
+            row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
+        return row
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Note what was measured, and remember the parameters if none were better before."""
+        if "val" in row:
+            score, shown = judged(self.assembly, row["val"])
             # A tie goes to the later epoch: where validation saturates, the rate was still high at the first.
             if self.best is None or score >= self.best[0]:
                 self.best = (score, self.engine.steps)
                 self.best_state = {k: v.clone() for k, v in to_parts(self.assembly.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
-            self.progress.note(f"epoch {epoch}: validation {shown}")
-        if diagnostics := self.diagnostics():
-            row["diagnostics"] = diagnostics
-        if self.config.test == "epochs" and self.assembly.test is not None:
-            row["test"] = evaluate(self.assembly, self.assembly.test, noise=self.config.label_noise)
+            self.progress.note(f"epoch {row['epoch']}: validation {shown}")
         self.history.append(row)
         if self.folder:
             files.append_jsonl(self.folder / METRICS, row)
@@ -200,7 +257,7 @@ class Trainer:
 
     # --------------------------------------------------------------- checkpoints
 
-    def write(self, prefix: str, state: dict[str, Tensor], **extra: object) -> None:
+    def write(self, prefix: str, state: dict[str, Tensor], *, replace: bool = False, **extra: object) -> None:
         if self.folder:
             checkpoint.save(
                 self.folder / CHECKPOINTS,
@@ -210,6 +267,7 @@ class Trainer:
                 environment=environment(self.assembly),
                 extra=extra,
                 prefix=prefix,
+                replace=replace,
             )
 
     @contextmanager
@@ -229,7 +287,7 @@ class Trainer:
                 self.progress.note(f"{folder} has no complete checkpoint; starting from the beginning")
             else:
                 self.progress.note(f"the run is kept in {folder}")
-            self.history = rewind(folder, self.engine.steps)
+            self.history = rewind(folder, self.engine.steps, judged=self.judged)
             kept = replace(self.config, out=None, resume=None, overwrite=False)
             files.write_text_atomic(folder / CONFIG, to_toml(kept))
             yield
@@ -245,7 +303,7 @@ class Trainer:
         if self.first:
             warn(warnings)
         extra: Any = manifest.extra
-        self.timed = tuple(extra["timed"])
+        self.timed, self.judged = tuple(extra["timed"]), extra.get("judged", True)
         if name := selected_at(manifest):
             self.best = tuple(extra["best"])
             with naming_another(start.with_name(name)):

@@ -22,7 +22,7 @@ from sidestep import cli
 from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
-from sidestep.train import Trainer
+from sidestep.train import PATIENCE, Trainer
 from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, Watch
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
@@ -228,12 +228,79 @@ def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
             raise AssertionError("it was not interrupted")
 
     monkeypatch.setattr(training, "PATIENCE", 1)
+    monkeypatch.setattr("sidestep.train.os._exit", sys.exit)  # this process is to go on
     assembly = assemble(configured("bll"))
     began = time.monotonic()
     with pytest.raises(SystemExit) as left:
         Trainer(assembly, assembly.engine.share(range(2, 4), Silent()), ranks=2, quiet=True).train()
     assert left.value.code == 143 and time.monotonic() - began < 10
     assert capsys.readouterr().err == "sidestep: other ranks do not answer; stopping at the last checkpoint\n"
+
+
+SLOW_JUDGE = """
+import pathlib, sys, time
+import sidestep.train as train
+
+def judge(*_, **__):
+    pathlib.Path({seen!r}).touch()
+    time.sleep(60)
+
+train.evaluate = judge
+"""
+
+
+@pytest.mark.parametrize(("processes", "replicas"), [(2, 1), (4, 2)])
+def test_a_signal_while_the_first_rank_judges_saves_the_epoch_which_is_judged_when_the_run_goes_on(
+    processes: int,
+    replicas: int,
+    tmp_path: Path,
+    started: list[Launched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, seen = tmp_path / "run", tmp_path / "judging"
+    own, settings = processes // replicas, QUICK | {"accumulate": str(replicas), "report": "false"}
+    alone = trained("bll", tmp_path / "alone", **settings)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_JUDGE.format(seen=str(seen)))
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        first = start(started, ranks(own, out, "--replicas", str(replicas), *words(settings)))
+        first.wait_for(seen)
+        time.sleep(0.5)  # while which the others go on
+        began = time.monotonic()
+        first.process.send_signal(signal.SIGTERM)
+        _, err = first.process.communicate(timeout=60)
+    assert first.process.returncode == 143 and time.monotonic() - began < 10
+    assert err.splitlines()[1:] == [f"sidestep: SIGTERM; saved, go on with --resume last --out {out}"]
+    assert not (out / "metrics.jsonl").exists() and (out / "checkpoints" / "step-10").exists()
+    again = start(started, ranks(own, out, "--replicas", str(replicas), "--resume", "last"))
+    assert again.end()[0] == 0
+    assert weights(out) == weights(tmp_path / "alone")
+    assert [row["val"] for row in rows(out)] == [row["val"] for row in rows(tmp_path / "alone")]
+    assert numbers(out)["val_accuracy"] == alone["val_accuracy"]
+
+
+def test_a_second_signal_ends_a_process_unless_it_is_the_first_one_by_another_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who stops a whole group sends it to the launcher and to the ranks, and the launcher sends it to the ranks too."""
+    clock, ended = [100.0], list[int]()
+    monkeypatch.setattr("sidestep.train.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sidestep.train.os._exit", ended.append)
+    monkeypatch.setattr("sidestep.train.signal.alarm", ended.append)
+    assembly = assemble(configured("bll"))
+    one_of_two = Trainer(assembly, ranks=2, quiet=True)
+    one_of_two.ask(signal.SIGINT, None)
+    one_of_two.ask(signal.SIGINT, None)
+    assert ended == [PATIENCE]
+    clock[0] += 1.5
+    with suppress(KeyboardInterrupt):  # which follows where the process has not ended
+        one_of_two.ask(signal.SIGINT, None)
+    assert ended == [PATIENCE, 130]
+    alone = Trainer(assembly, quiet=True)
+    alone.ask(signal.SIGINT, None)
+    clock[0] += 1.5
+    with pytest.raises(KeyboardInterrupt):
+        alone.ask(signal.SIGINT, None)
 
 
 def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(

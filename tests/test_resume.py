@@ -21,6 +21,7 @@ from torch import Tensor
 from sidestep import checkpoint, cli
 from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, resolve
+from sidestep.evaluate import evaluate
 from sidestep.methods import METHODS
 from sidestep.run import enter, to_parts
 from sidestep.train import Stopped, Trainer
@@ -107,6 +108,43 @@ def test_killed_and_stopped_in_mid_epoch_it_ends_with_the_same_bits(name: str, t
     ours, theirs = final(resumed), final(straight)
     assert ours.keys() == theirs.keys()
     assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
+
+
+def test_an_epoch_whose_judging_a_signal_has_ended_is_judged_first_thing_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both epochs of 11 steps; going on from the first it is killed once it has noted what it judged, unsaved."""
+    flags = {"epochs": "2", "batch_size": "60", "val_fraction": "0.5", "save_every": "4", "model.depth": "4"}
+    straight = carry_on(resolve("sid", flags | {"out": str(tmp_path / "straight")}))
+    out = tmp_path / "broken"
+    asked = resolve("sid", flags | {"out": str(out), "resume": "last"})
+
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    def killed(trainer: Trainer, prefix: str, *_: object, **__: object) -> None:
+        if prefix == "step":
+            raise Killed
+
+    for name, steps in (("step-11", []), ("step-22", [11])):
+        with monkeypatch.context() as patch:
+            calls = iter([evaluate] * len(steps))  # what the checkpoint before has left is judged
+            patch.setattr("sidestep.train.evaluate", lambda *a, n=calls, **k: next(n, interrupted)(*a, **k))
+            with pytest.raises(Stopped):
+                carry_on(asked)
+        assert [row["step"] for row in (rows(out) if steps else [])] == steps
+        assert (out / "checkpoints" / name).exists()
+        if steps == []:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(Trainer, "write", killed)
+                carry_on(asked)
+            assert [row["step"] for row in rows(out)] == [11]
+    resumed = carry_on(asked)
+    assert resumed.history == straight.history == rows(out)
+    assert resumed.best == straight.best
+    ours, theirs = final(resumed), final(straight)
+    assert [k for k in theirs if not torch.equal(ours[k], theirs[k])] == []
 
 
 # ---------------------------------------------------------------------- three real interruptions
