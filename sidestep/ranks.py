@@ -21,13 +21,13 @@ from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.lanes import lanes_between
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
-from sidestep.errors import DataError, UsageError, WireError
+from sidestep.errors import DataError, UsageError, WireError, cause
 from sidestep.placement import Placement
 from sidestep.run import environment, fingerprint
-from sidestep.watch import NOTES, Notes, Watch, die_with_parent
+from sidestep.watch import NOTES, START, Notes, Watch, die_with_parent
 
 T = TypeVar("T")
-JOIN_TIMEOUT = timedelta(seconds=300)
+JOIN_TIMEOUT = timedelta(seconds=START)
 IDLE_TIMEOUT = timedelta(days=1)
 """How long a message may be waited for: who evaluates makes the others wait, and that is no failure."""
 
@@ -144,11 +144,11 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
     store = meeting_point(count, opens=ours and rank == 0)
     direct = devices >= here  # NCCL refuses two processes on one device
     backend = "cpu:gloo,cuda:nccl" if direct else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
-    watch = Watch(meeting_point(count, opens=False), rank, count)
+    watch = Watch(meeting_point(count, opens=False), rank, count)  # before all else that waits for others
     notes = Notes(Path(folder)) if (folder := os.environ.pop(NOTES, None)) else None
     ranks = Ranks(rank, placement, watch=watch, notes=notes, direct=direct)
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=IDLE_TIMEOUT)
         yield ranks
     except BaseException as error:  # raised again: the others are to hear of it, be it a signal
         # Words and values that were refused, bad data, lost numbers; what a failed peer causes is another matter.
@@ -162,18 +162,26 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
     else:
         ranks.close()
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def meeting_point(count: int, *, opens: bool) -> dist.Store:
     """A connection to the store of torchrun's environment; opens: whether this process is the one that keeps it.
 
     It listens at the address that it is asked for at: left to itself, a TCPStore listens to the whole network.  What
-    an attempt before has left in a store that is torchrun's is out of sight.
+    an attempt before has left in a store that is torchrun's is out of sight.  Raises WireError where nobody keeps it.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listening = socket.create_server((host, port)).detach() if opens else None
-    store = dist.TCPStore(host, port, count, opens, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening)
+    try:
+        store = dist.TCPStore(
+            host, port, count, opens, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening
+        )
+    except RuntimeError as error:
+        raise WireError(
+            f"rank 0 keeps no store at {host}:{port} after {START:g} s ({cause(error)}); start all ranks again."
+        ) from error
     return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 

@@ -17,6 +17,8 @@ BEAT = 0.5
 """Seconds between two signs of life."""
 SILENCE = 6.0
 """Seconds without one after which a rank counts as dead or frozen."""
+START = 120.0
+"""Seconds that a rank has for its first one: it may still be reading what it is to import."""
 EXIT_CODE = 75  # a failure of others, after which the same command may succeed
 _PR_SET_PDEATHSIG = 1
 
@@ -95,13 +97,18 @@ class Watch:
             self.heard[other] = (int(said), time.monotonic())
 
     def judge(self) -> None:
+        looked = awake = time.monotonic()
         while not self.over.wait(BEAT):
             now = time.monotonic()
-            if now - self.talked > SILENCE:
+            if now - looked > SILENCE / 2:
+                awake = now  # this process was stopped itself, perhaps with all others: nobody could be heard
+            looked = now
+            if now - max(self.talked, awake) > SILENCE:
                 self.end(f"rank 0, which keeps the signs of life, has not answered for {SILENCE:g} s")
-            for other, (_, since) in list(self.heard.items()):
-                if now - since > SILENCE:
-                    self.end(f"rank {other} has given no sign of life for {SILENCE:g} s")
+            for other, (beat, since) in list(self.heard.items()):
+                patience = SILENCE if beat else START
+                if now - max(since, awake) > patience:
+                    self.end(f"rank {other} has given no sign of life for {patience:g} s")
 
     @staticmethod
     def key(rank: int) -> str:

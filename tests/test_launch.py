@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,11 @@ from sidestep import cli
 from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
+from sidestep.errors import WireError
+from sidestep.launch import SHUTDOWN_SECONDS, free_port
+from sidestep.ranks import meeting_point
 from sidestep.train import PATIENCE, Trainer
-from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, Watch
+from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, START, Watch
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
 
@@ -318,14 +322,14 @@ def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(
 
 
 def test_a_rank_ends_though_nobody_reads_what_it_has_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two ranks in one store the other one never gives a sign; stderr is a pipe whose reader has gone."""
+    """Of two ranks in one store the other one never comes; stderr is a pipe whose reader has gone."""
     read, write = os.pipe()
     os.close(read)
     ended: list[int] = []
     with os.fdopen(write, "w") as broken:
         monkeypatch.setattr("sidestep.watch.sys.stderr", broken)
         monkeypatch.setattr("sidestep.watch.os._exit", ended.append)
-        monkeypatch.setattr("sidestep.watch.SILENCE", 0.1)
+        monkeypatch.setattr("sidestep.watch.START", 0.1)
         watch = Watch(HashStore(), 0, 2)
         while not ended:
             time.sleep(0.01)
@@ -333,6 +337,69 @@ def test_a_rank_ends_though_nobody_reads_what_it_has_to_say(monkeypatch: pytest.
         with suppress(BrokenPipeError):
             broken.close()
     assert set(ended) == {EXIT_CODE}
+
+
+def test_who_was_stopped_itself_does_not_judge_the_others_by_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all are where a container is paused; whoever then stays silent is found out all the same."""
+    ended: list[int] = []
+    now, stopped = time.monotonic, [0.0]
+    monkeypatch.setattr("sidestep.watch.time.monotonic", lambda: now() + stopped[0])
+    monkeypatch.setattr("sidestep.watch.os._exit", ended.append)
+    monkeypatch.setattr("sidestep.watch.BEAT", 0.1)
+    monkeypatch.setattr("sidestep.watch.SILENCE", 2.0)
+    store = HashStore()
+    both = [Watch(store, n, 2) for n in range(2)]
+    time.sleep(1)
+    stopped[0] = 60.0
+    time.sleep(1)
+    assert ended == []
+    both[1].key = lambda rank: "another"  # its signs go astray
+    time.sleep(3)
+    assert EXIT_CODE in ended
+    for watch in both:
+        watch.stop()
+
+
+def test_where_rank_0_does_not_come_the_others_say_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr("sidestep.ranks.JOIN_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(WireError, match=f"rank 0 keeps no store at 127.0.0.1:{port} after"):
+        meeting_point(2, opens=False)
+
+
+@pytest.mark.faults
+def test_all_that_are_stopped_for_longer_than_a_rank_may_be_silent_go_on(
+    tmp_path: Path, straight: Path, started: list[Launched]
+) -> None:
+    out = tmp_path / "run"
+    launched = start(started, ranks(2, out, *words(SLOW)))
+    launched.wait_for(out / "checkpoints" / "step-14")
+    every = [launched.launcher, *launched.ranks()]
+    for process in every:
+        process.suspend()
+    time.sleep(SILENCE + 2)
+    for process in every:
+        process.resume()
+    code, _, err = launched.end()
+    assert code == 0, err
+    same_run(out, straight)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_that_is_frozen_before_it_has_come_ends_all(
+    frozen: int, tmp_path: Path, started: list[Launched]
+) -> None:
+    launched = start(started, ranks(2, tmp_path / "run", *words(SLOW)))
+    while len(workers := launched.launcher.children()) < 2:
+        time.sleep(0.005)
+    workers[frozen].suspend()
+    code, _, err = launched.end(timeout=START + 2 * SHUTDOWN_SECONDS)
+    assert code == 1 and "Traceback" not in err
 
 
 @pytest.mark.faults
