@@ -55,7 +55,7 @@ def train(args: Args) -> Result:
         raise SystemExit(launch(["train", *line], placement.processes, args.max_restarts))
     from sidestep.train import run
 
-    return run(config, placement if placement.processes > 1 else None)
+    return run(config, placement if placement.processes > 1 else None, trusted_network=args.trusted_network)
 
 
 def compare(args: Args) -> Result:
@@ -276,6 +276,10 @@ COMMANDS: dict[str, Command] = {
                 "default": 0,
                 "metavar": "N",
                 "help": "how often ranks that failed are started again, from the last checkpoint (default: 0)",
+            },
+            "--trusted-network": {
+                "action": "store_true",
+                "help": "under torchrun: ranks may be on several hosts; whoever reaches their network could join them",
             },
             "--print-config": {"action": "store_true", "help": "print the resolved configuration and stop"},
         },

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError, WireError, cause
 from sidestep.placement import Placement
 from sidestep.run import environment, fingerprint
-from sidestep.watch import NOTES, START, Notes, Watch, die_with_parent
+from sidestep.watch import LAUNCHER, NOTES, START, Notes, Watch, die_with_parent
 
 T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(seconds=START)
@@ -123,21 +125,36 @@ class Ranks:
 
 
 @contextmanager
-def joined(placement: Placement | None = None) -> Generator[Ranks]:
+def joined(placement: Placement | None = None, *, trusted_network: bool = False) -> Generator[Ranks]:
     """This process's place, as torchrun's environment gives it; alone without one.
 
-    placement: of the processes that there are; None is a rank each.
+    placement: of the processes that there are; None is a rank each.  trusted_network: whether they may be on several
+    hosts, or meet where others than this machine's processes can reach them.
+
+    Raises UsageError for an environment that is not torchrun's, and for several hosts that nobody has called trusted.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = number("WORLD_SIZE", "1")
     placement = placement or Placement(count)
     if count != placement.processes:
         raise UsageError(f"got {count} processes, expected {placement.processes}: ranks times replicas.")
     if count == 1:
         yield Ranks()
         return
+    rank, here = number("RANK"), number("LOCAL_WORLD_SIZE", str(count))
+    host, agents = said("MASTER_ADDR"), "TORCHELASTIC_RUN_ID" in os.environ and LAUNCHER not in os.environ
+    if not trusted_network and (here != count or not is_loopback(host)):
+        raise UsageError(
+            f"got {count} processes, {here} of them on this machine, that meet at {host}, expected all on one and a "
+            "loopback address: who reaches their ports could join them; give --trusted-network if nobody else does."
+        )
+    if agents and rank == 0:
+        print(
+            "sidestep: torchrun's agent keeps a store that the whole network can write to; use it on a private one, or "
+            "sidestep train --ranks, which opens no such store",
+            file=sys.stderr,
+        )
     die_with_parent()
-    rank = int(os.environ["RANK"])
-    devices, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    devices = torch.cuda.device_count()
     if devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -166,13 +183,37 @@ def joined(placement: Placement | None = None) -> Generator[Ranks]:
             dist.destroy_process_group()
 
 
+def said(variable: str) -> str:
+    """What torchrun's environment says.  Raises UsageError where it says nothing."""
+    text = os.environ.get(variable)
+    if not text:
+        raise UsageError(f"got WORLD_SIZE without {variable}; unset it, or start with torchrun or --ranks N.")
+    return text
+
+
+def number(variable: str, default: str | None = None) -> int:
+    """`said`, as a number.  Raises UsageError where it is none."""
+    text = said(variable) if default is None else os.environ.get(variable, default)
+    if not text.isdecimal():
+        raise UsageError(f"got {variable}={text}, expected a number; unset it, or start with torchrun or --ranks N.")
+    return int(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether all addresses of a name are this machine's own, which no other can reach."""
+    try:
+        return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
 def meeting_point(count: int, *, opens: bool) -> dist.Store:
     """A connection to the store of torchrun's environment; opens: whether this process is the one that keeps it.
 
     It listens at the address that it is asked for at: left to itself, a TCPStore listens to the whole network.  What
     an attempt before has left in a store that is torchrun's is out of sight.  Raises WireError where nobody keeps it.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = said("MASTER_ADDR"), number("MASTER_PORT")
     listening = socket.create_server((host, port)).detach() if opens else None
     try:
         store = dist.TCPStore(

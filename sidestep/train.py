@@ -385,10 +385,13 @@ def check_selection(assembly: Assembly) -> None:
         raise UsageError("got select=best without validation samples; give --val-fraction above 0, or --select last.")
 
 
-def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool = True) -> dict[str, object]:
+def run(
+    config: TrainConfig, placement: Placement | None = None, *, costs: bool = True, trusted_network: bool = False
+) -> dict[str, object]:
     """One run in its folder: what `sidestep train` does.  Returns the summary, with a table for people as `text`.
 
-    placement: on the processes that torchrun has started, of which this is one; None is a rank each.
+    placement: on the processes that torchrun has started, of which this is one; None is a rank each.  trusted_network:
+    whether these may be on several hosts.
 
     Raises SystemExit(143) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the run saved.
     """
@@ -396,7 +399,7 @@ def run(config: TrainConfig, placement: Placement | None = None, *, costs: bool 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with on_signals(leave, signal.SIGTERM), joined(placement) as ranks:
+    with on_signals(leave, signal.SIGTERM), joined(placement, trusted_network=trusted_network) as ranks:
         if ranks.restarted:  # else what was there before is none of theirs, and what was asked for holds
             config = replace(config, resume="last", overwrite=False)
         start = Start(*ranks.told(lambda: find_start(config)))

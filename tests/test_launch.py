@@ -360,6 +360,53 @@ def test_who_was_stopped_itself_does_not_judge_the_others_by_that_time(monkeypat
         watch.stop()
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ({}, "got WORLD_SIZE without RANK; unset it"),
+        ({"WORLD_SIZE": "abc"}, "got WORLD_SIZE=abc, expected a number; unset it"),
+        ({"RANK": "0"}, "got WORLD_SIZE without MASTER_ADDR; unset it"),
+        (
+            {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": "1"},
+            "got 2 processes, 1 of them on this machi",
+        ),
+        ({"RANK": "0", "MASTER_ADDR": "192.0.2.2"}, "that meet at 192.0.2.2, expected all on one and a loopback addr"),
+    ],
+)
+def test_what_is_no_place_on_this_machine_is_one_line(
+    place: dict[str, str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable, value in ({"WORLD_SIZE": "2"} | place).items():
+        monkeypatch.setenv(variable, value)
+    assert cli.main(["train", "bll", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_two_hosts_train_where_their_network_is_trusted(
+    trusted: bool, straight: Path, tmp_path: Path, started: list[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun sets it on hosts with a process each; here both are this machine."""
+    out = tmp_path / "run"
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank in range(2):
+        for variable, value in (shared | {"RANK": str(rank), "TORCHELASTIC_RUN_ID": "none"}).items():
+            monkeypatch.setenv(variable, value)
+        more = ["--trusted-network"] if trusted else []
+        start(started, command("bll", *more, "--out", str(out), *words(SLOW)))
+    ends = [process.process.communicate(timeout=60)[1] for process in started]
+    if trusted:
+        assert "sidestep: torchrun's agent keeps a store" in ends[0] and ends[1] == ""
+        same_run(out, straight)
+    else:
+        assert all("got 2 processes, 1 of them on this machine" in err for err in ends) and not out.exists()
+
+
 def test_where_rank_0_does_not_come_the_others_say_so_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
