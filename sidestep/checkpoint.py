@@ -187,7 +187,7 @@ def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Ma
     """Whether this run can continue from the checkpoint; one warning for each difference of environment.
 
     Raises DataError, naming the first key that differs, for a checkpoint of another run.  A key that the checkpoint
-    does not know is newer than it, and no difference.
+    does not know is newer than it, and no difference; of environments, one that either does not know.
     """
     known = {key: value for key, value in fingerprint.items() if key in manifest.fingerprint}
     for key, got, expected in differences(manifest.fingerprint, as_read(known)):
@@ -198,6 +198,7 @@ def check(manifest: Manifest, fingerprint: Mapping[str, object], environment: Ma
     return [
         f"{key} was {got} when the checkpoint was made and is {now} here: equal bits are not promised."
         for key, got, now in differences(manifest.environment, as_read(environment))
+        if key in manifest.environment and key in environment
     ]
 
 

@@ -97,7 +97,7 @@ def _at_rank(
     rank: int, count: int, port: int, threads: int | None, file: str, work: Callable[..., Result], args: Sequence[str]
 ) -> None:
     take_place(rank, count, port)
-    torch.set_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(threads or threads_each(count))
     found: Result
     try:
         found = work(*args)
@@ -115,7 +115,8 @@ def take_place(rank: int, count: int, port: int) -> None:
 
 def threads_each(ranks: int) -> int:
     """How many threads each of so many processes of this machine has, where nobody says."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // ranks)
+    outer = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a number for every level
+    return (int(outer) if outer.isdecimal() else 0) or max(1, (os.cpu_count() or 1) // ranks)
 
 
 def free_port() -> int:
@@ -130,6 +131,7 @@ def inherited(ranks: int) -> Generator[None]:
     os.environ[LAUNCHER] = str(os.getpid())
     # A restarted group would read the addresses of the one before from a store that is shared with the agent.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that has left is said in a line of ours
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(ranks)))
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -70,19 +70,36 @@ class Ranks:
         if self.count == 1:
             return find()
         found: T | None = None
-        error: DataError | UsageError | None = None
+        error: ValueError | OSError | None = None
         if self.rank == 0:
             try:
                 found = find()
-            except (DataError, UsageError) as caught:
+            except (ValueError, OSError) as caught:
                 error = caught
-        said = json.dumps({"found": found, "error": str(error), "exit_code": error and error.exit_code})
-        heard: Any = json.loads(_broadcast(said))
+        heard: Any = json.loads(_broadcast(json.dumps({"found": found, "exit_code": exit_code(error)})))
         if error:
             raise error
         if heard["exit_code"]:
             raise SystemExit(heard["exit_code"])  # the first one says why
         return heard["found"]
+
+    def alike(self, make: Callable[[], T]) -> T:
+        """What each makes for itself.  Where that raises, the first rank at which it does says so, and all leave."""
+        made: list[T] = []
+        error: ValueError | OSError | None = None
+        try:
+            made.append(make())
+        except (ValueError, OSError) as caught:
+            error = caught
+        if self.count > 1:
+            codes = [torch.zeros((), dtype=torch.int64) for _ in range(self.count)]
+            dist.all_gather(codes, torch.tensor(exit_code(error)))
+            failed = next((rank for rank, code in enumerate(codes) if code), self.rank)
+            if failed != self.rank:
+                raise SystemExit(int(codes[failed]))
+        if error:
+            raise error
+        return made[0]
 
     def engine(self, assembly: Assembly) -> Streaming:
         """What trains this process's share of the blocks, on its share of the samples.
@@ -181,6 +198,11 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def exit_code(error: ValueError | OSError | None) -> int:
+    """What the command line answers with."""
+    return 0 if error is None else getattr(error, "exit_code", 1 if isinstance(error, OSError) else 2)
 
 
 def said(variable: str) -> str:

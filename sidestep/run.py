@@ -298,6 +298,7 @@ def environment(assembly: Assembly) -> dict[str, object]:
         "precision": assembly.config.precision,
         "memory_format": "channels_last" if assembly.channels_last else "contiguous",
         "threads": torch.get_num_threads(),
+        "engine": assembly.config.engine,
     }
 
 

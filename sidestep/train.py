@@ -257,6 +257,11 @@ class Trainer:
 
     # --------------------------------------------------------------- checkpoints
 
+    @property
+    def environment(self) -> dict[str, object]:
+        """That of the assembly, and what only training's bits depend on."""
+        return environment(self.assembly) | {"replicas": self.engine.replicas.count if self.engine.replicas else 1}
+
     def write(self, prefix: str, state: dict[str, Tensor], *, replace: bool = False, **extra: object) -> None:
         if self.folder:
             checkpoint.save(
@@ -264,7 +269,7 @@ class Trainer:
                 state,
                 step=self.engine.steps,
                 fingerprint=fingerprint(self.assembly),
-                environment=environment(self.assembly),
+                environment=self.environment,
                 extra=extra,
                 prefix=prefix,
                 replace=replace,
@@ -299,7 +304,7 @@ class Trainer:
             raise DataError(
                 f"{start} holds parameters only, expected a checkpoint to go on from, such as step-10 there."
             )
-        warnings = checkpoint.check(manifest, fingerprint(self.assembly), environment(self.assembly))
+        warnings = checkpoint.check(manifest, fingerprint(self.assembly), self.environment)
         if self.first:
             warn(warnings)
         extra: Any = manifest.extra
@@ -411,7 +416,8 @@ def run(
             return summary | {"text": summary_text(summary, folder)}
         if start.finished:
             raise SystemExit(0)
-        assembly = assemble(replace(config, out=folder, at=tuple(start.at)))
+        config = replace(config, out=folder, at=tuple(start.at))
+        assembly = ranks.alike(lambda: assemble(config))
         check_selection(assembly)
         trainer = Trainer(assembly, ranks.engine(assembly), ranks=ranks.count)
         with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):

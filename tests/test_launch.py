@@ -24,7 +24,7 @@ from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
 from sidestep.errors import WireError
-from sidestep.launch import SHUTDOWN_SECONDS, free_port
+from sidestep.launch import SHUTDOWN_SECONDS, free_port, threads_each
 from sidestep.ranks import meeting_point
 from sidestep.train import PATIENCE, Trainer
 from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, START, Watch
@@ -154,7 +154,25 @@ def test_bad_input_is_one_line_with_the_code_of_one_process(
     starved = start(started, ranks(2, tmp_path / "new", "--max-restarts", "2", "--batch-size", "5000"))
     _, err = starved.process.communicate(timeout=60)
     assert starved.process.returncode == 1
-    assert err.count("sidestep: error: got 1294 training samples") in (1, 2)  # of one rank or of both, of one attempt
+    assert err.startswith("sidestep: error: got 1294 training samples") and len(err.splitlines()) == 1
+
+
+def test_whichever_of_three_is_killed_the_others_end(tmp_path: Path, started: list[Launched]) -> None:
+    """The one in the middle has neighbours on both sides."""
+    launched = start(started, ranks(3, tmp_path / "run", *words(SLOW | {"epochs": "100"})))
+    launched.wait_for(tmp_path / "run" / "checkpoints" / "step-7")
+    workers = launched.ranks()
+    workers[1].kill()
+    assert gone(workers, 10)
+    code, _, err = launched.end()
+    assert code == 1 and err == "sidestep: error: rank 1 was killed by SIGKILL; go on with --resume last."
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("4,2", 4), ("", None), ("0", None)])
+def test_threads_are_as_openmp_reads_them(said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestep.launch.os.cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_each(2) == (threads or 4)
 
 
 @pytest.mark.parametrize("asked", ["overwrite", "path"])

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -312,6 +314,24 @@ def test_what_does_not_shape_the_run_may_change_and_is_warned_of_where_bits_may(
     err = capsys.readouterr().err
     assert "sidestep: warning: precision was 'fp32' when the checkpoint was made and is 'bf16' here: equal bits" in err
     assert weights(copied) != weights(finished)
+
+
+def test_another_engine_and_other_replicas_are_warned_of(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both add in another order."""
+    path = copied / "checkpoints" / "step-10"
+    config, start = enter(resolve("sid", {"resume": str(path)}))
+    assert start is not None
+    trainer = Trainer(assemble(config), quiet=True)
+    trainer.load(start)
+    assert capsys.readouterr().err == ""
+    trainer.assembly = replace(trainer.assembly, config=replace(trainer.assembly.config, engine="stacked"))
+    other = SimpleNamespace(count=2)
+    trainer.engine.replicas = other  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.load(start)
+    assert [line.partition(" when")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "sidestep: warning: engine was 'streaming'",
+        "sidestep: warning: replicas was 1",
+    ]
 
 
 def test_what_was_saved_later_does_not_survive_a_rewind(copied: Path) -> None:
