@@ -228,7 +228,9 @@ class Streaming:
         return self._mean_loss(losses), metrics
 
     def gradients(self, batch: tuple[Tensor, Tensor], losses: Collection[int] | None = None) -> dict[str, Tensor]:
-        """The gradients a step on this batch would apply, by parameter name, with nothing changed by the asking.
+        """The gradients of a step on this batch as one micro-batch, by parameter name; nothing is changed by asking.
+
+        They are not clipped, and of replicas this one's own.
 
         losses: only these blocks' objectives are differentiated, which shows what each of them reaches.  Parameters
         that nothing reaches are left out.

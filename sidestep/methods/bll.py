@@ -216,7 +216,8 @@ class BLL(Fields):
             return schedule(0.0)
         if done is None:
             raise ValueError(
-                "m changes over training; tell the engine its total_steps, or give a constant m and no m_warmup."
+                "got an m that changes over training and no total_steps, expected both: tell the engine, or give a "
+                "constant m and no m_warmup, as a recorded step (cuda_graph) asks for."
             )
         return schedule(done) * (min(done / self.m_warmup, 1.0) if self.m_warmup else 1.0)
 

@@ -466,7 +466,7 @@ def test_a_step_takes_the_m_of_its_share_of_the_run() -> None:
 @pytest.mark.parametrize("fields", [{"m": "linear:1:0"}, {"m": 0.5, "m_warmup": 0.1}])
 def test_a_changing_m_asks_for_the_length_of_the_run_in_training_only(fields: dict[str, Any]) -> None:
     engine = engine_for(linear_bll(**fields))
-    with pytest.raises(ValueError, match="m changes over training; tell the engine its total_steps, or give a const"):
+    with pytest.raises(ValueError, match="got an m that changes over training and no total_steps, expected both"):
         engine.step(some_batch())
     answer, of_constant = (e.predict(some_batch()[0])[-1] for e in (engine, engine_for(linear_bll())))
     assert answer is not None and of_constant is not None
