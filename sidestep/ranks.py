@@ -238,9 +238,11 @@ def meeting_point(count: int, *, opens: bool) -> dist.Store:
     host, port = said("MASTER_ADDR"), number("MASTER_PORT")
     listening = socket.create_server((host, port)).detach() if opens else None
     try:
+        # Half of the time, for it tries twice.
         store = dist.TCPStore(
-            host, port, count, opens, JOIN_TIMEOUT, wait_for_workers=False, master_listen_fd=listening
+            host, port, count, opens, JOIN_TIMEOUT / 2, wait_for_workers=False, master_listen_fd=listening
         )
+        store.set_timeout(JOIN_TIMEOUT)
     except RuntimeError as error:
         raise WireError(
             f"rank 0 keeps no store at {host}:{port} after {START:g} s ({cause(error)}); start all ranks again."

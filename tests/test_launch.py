@@ -463,7 +463,7 @@ def test_a_rank_that_is_frozen_before_it_has_come_ends_all(
     while len(workers := launched.launcher.children()) < 2:
         time.sleep(0.005)
     workers[frozen].suspend()
-    code, _, err = launched.end(timeout=START + 2 * SHUTDOWN_SECONDS)
+    code, _, err = launched.end(timeout=START + 4 * SHUTDOWN_SECONDS)  # and what importing takes
     assert code == 1 and "Traceback" not in err
 
 
