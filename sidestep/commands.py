@@ -112,10 +112,10 @@ BENCH_FLAGS = {
 
 def bench(args: Args) -> Result:
     load = os.getloadavg()[0]  # before anything of it runs, so that it is what others do
-    return benched(args) | {"load": load}
+    return run_bench(args) | {"load": load}
 
 
-def benched(args: Args) -> Result:
+def run_bench(args: Args) -> Result:
     kind, method = [*args.words, "sid"][:2]
     if kind not in BENCH_FLAGS:
         raise unknown("bench", kind, BENCH_FLAGS)

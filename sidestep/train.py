@@ -193,7 +193,7 @@ class Trainer:
 
     def judge(self, epoch: int) -> bool:
         """`end_epoch`, unless a signal comes before all is measured; whether none did."""
-        try:
+        try:  # around the other one's finally, too, in which a signal may still find it judging
             try:
                 self.judging = True
                 if self.stop is not None:

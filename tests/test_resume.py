@@ -319,15 +319,14 @@ def test_what_does_not_shape_the_run_may_change_and_is_warned_of_where_bits_may(
 def test_another_engine_and_other_replicas_are_warned_of(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both add in another order."""
     path = copied / "checkpoints" / "step-10"
-    config, start = enter(resolve("sid", {"resume": str(path)}))
-    assert start is not None
+    config, _ = enter(resolve("sid", {"resume": str(path)}))
     trainer = Trainer(assemble(config), quiet=True)
-    trainer.load(start)
+    trainer.load(path)
     assert capsys.readouterr().err == ""
     trainer.assembly = replace(trainer.assembly, config=replace(trainer.assembly.config, engine="stacked"))
-    other = SimpleNamespace(count=2)
-    trainer.engine.replicas = other  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.load(start)
+    two: Any = SimpleNamespace(count=2)
+    trainer.engine.replicas = two
+    trainer.load(path)
     assert [line.partition(" when")[0] for line in capsys.readouterr().err.splitlines()] == [
         "sidestep: warning: engine was 'streaming'",
         "sidestep: warning: replicas was 1",

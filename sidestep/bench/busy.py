@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from sidestep.bench.plain import Options
 from sidestep.bench.rivals import MakeOptimizer, MicroBatchedStep
+from sidestep.bench.step import Step
 
 WHOLE, REPLICA = "whole batch", "data parallel"
-Step = Callable[[tuple[Tensor, Tensor]], object]
 Pair = tuple[Step | None, Step]
 """What a process does while the first one is busy, and while all are."""
 Exchange = Callable[[Tensor], object]
@@ -47,7 +47,11 @@ def calibrations(
 
     def silent(network: nn.Module, inputs: Tensor, target: Tensor) -> Pair:
         step = PartStep(network, still(make, network), 1, autocast=autocast)
-        return (lambda _: step.step((inputs, target))) if rank == 0 else None, lambda _: step.step((inputs, target))
+
+        def taken(_: tuple[Tensor, Tensor]) -> None:
+            step.step((inputs, target))
+
+        return taken if rank == 0 else None, taken
 
     def talking(m: int) -> Pair:
         network = copy.deepcopy(part)

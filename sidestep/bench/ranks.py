@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, optimizer_factory
-from sidestep.bench.busy import WHOLE, Step, calibrations
+from sidestep.bench.busy import WHOLE, calibrations
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
-from sidestep.bench.step import benched, circumstances, rows_of
+from sidestep.bench.step import Step, benched, circumstances, rows_of
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, optimizer_factory
 from sidestep.bench import ranks
-from sidestep.bench.busy import Step
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.ranks import MICROBATCHES, STEPS_A_TURN, first_batches, name_of, slices
 from sidestep.bench.rivals import DataParallelStep, MakeOptimizer, MicroBatchedStep, PipelineStep
-from sidestep.bench.step import benched
+from sidestep.bench.step import Step, benched
 from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
 from sidestep.measure.timing import interleaved, ratios, threads

@@ -125,7 +125,7 @@ def zero_bubble_orders(count: int, micros: int) -> list[list[tuple[str, int]]]:
     schedule: Any = object.__new__(ScheduleZBVZeroBubble)
     schedule.pp_group_size, schedule.num_stages, schedule._n_microbatches = count, 2 * count, micros
     own = {rank: [a for a in schedule._calculate_single_rank_operations(rank) if a] for rank in range(count)}
-    orders = schedules._add_send_recv(own, lambda n: min(n, 2 * count - 1 - n), 2 * count)  # pyright: ignore[reportPrivateUsage]
+    orders = schedules._add_send_recv(own, lambda n: min(n, 2 * count - 1 - n), 2 * count)  # pyright: ignore[reportPrivateUsage]  # whole schedules alone are public
     return [[(a.computation_type.name, a.stage_index // count) for a in orders[rank]] for rank in range(count)]
 
 
