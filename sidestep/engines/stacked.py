@@ -47,8 +47,7 @@ class Stack:
         names = [name for name, _ in self.template.named_parameters()]
         for name, *each in zip(names, *(block.parameters() for block in blocks), strict=True):
             owner, _, own = name.rpartition(".")
-            stacked = torch.stack([p.detach() for p in each])
-            setattr(self.template.get_submodule(owner), own, nn.Parameter(stacked))
+            setattr(self.template.get_submodule(owner), own, nn.Parameter(stacked(each)))
         self.updater = Updater(self.template, rule, like=list(blocks[0].parameters()))
         self.parameters = dict(self.template.named_parameters())
         make_views(self.template, self.blocks)
@@ -99,7 +98,7 @@ class Stack:
             assert emit.loss is not None and not emit.pull and not emit.send_grad, "one objective, nothing else"
             return emit.loss, emit.metrics, emit.send
 
-        parameters = {f"block.{name}": parameter for name, parameter in self.parameters.items()}
+        parameters = {f"block.{name}": turned(parameter) for name, parameter in self.parameters.items()}
         index = torch.arange(self.indices.start, self.indices.stop, device=context.device)
         return vmap(one, in_dims=(0, 0, *(0 for _ in received)))(parameters, index, *received)
 
@@ -156,7 +155,7 @@ class Stack:
         """Let every block's parameters have what they got, where the other engines leave it."""
         for n, block in enumerate(self.blocks):
             for whole, parameter in zip(self.updater.parameters, block.parameters(), strict=True):
-                parameter.grad = None if whole.grad is None else whole.grad[n]
+                parameter.grad = None if whole.grad is None else turned(whole.grad)[n]
 
     def hand_out_state(self) -> None:
         """Let every block's updater have its part of the optimizer's state, as views, and of the average's count."""
@@ -165,7 +164,7 @@ class Stack:
                 for whole, parameter in zip(self.updater.parameters, block.parameters(), strict=True):
                     state = self.updater.optimizer.state.get(whole, {})
                     updater.optimizer.state[parameter] = {
-                        slot: value[n] if isinstance(value, Tensor) and value.dim() else value
+                        slot: turned(value)[n] if isinstance(value, Tensor) and value.dim() else value
                         for slot, value in state.items()
                     }
             updater.take_settings(self.updater)
@@ -182,7 +181,7 @@ class Stack:
                 each = [u.optimizer.state[p] for u, p in zip(self.updaters, parts, strict=True) if u.optimizer]
                 for slot, value in each[0].items():
                     alike = not isinstance(value, Tensor) or not value.dim()  # Adam's step count
-                    updater.optimizer.state[whole][slot] = value if alike else torch.stack([s[slot] for s in each])
+                    updater.optimizer.state[whole][slot] = value if alike else stacked([s[slot] for s in each])
         if updater.average is not None and first.average is not None:
             updater.average.n_averaged.copy_(first.average.n_averaged)
 
@@ -196,11 +195,25 @@ def alike(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=5e-3, atol=1e-3, equal_nan=True)
 
 
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Blocks' parameters as one, (L, ...), linear maps turned."""
+    return turned(torch.stack([part.detach() for part in parts])).contiguous()
+
+
+def turned(whole: Tensor) -> Tensor:
+    """Stacked linear maps (L, out, in) as (L, in, out), and back; anything else as it is.
+
+    The gradient of a batched linear map is made as (L, in, out), and a parameter of that shape takes it over without
+    a copy.
+    """
+    return whole.mT if whole.dim() == 3 else whole
+
+
 def make_views(whole: nn.Module, parts: Sequence[nn.Module]) -> None:
     """Let the parameters of the parts be views of stacked ones."""
     for n, part in enumerate(parts):
-        for stacked, parameter in zip(whole.parameters(), part.parameters(), strict=True):
-            parameter.data = stacked.data[n]
+        for every, parameter in zip(whole.parameters(), part.parameters(), strict=True):
+            parameter.data = turned(every.data)[n]
 
 
 class _AtBlock(nn.Module):

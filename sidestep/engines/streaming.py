@@ -341,12 +341,8 @@ class Streaming:
 
     def _mean_loss(self, losses: list[dict[int, Tensor]]) -> Tensor:
         missing = torch.full((), torch.nan, device=self.context.device)
-        return torch.stack(
-            [
-                torch.stack([micro[n] for micro in losses]).mean() if n in losses[0] else missing
-                for n in range(self.derived.count)
-            ]
-        )
+        blocks = range(self.derived.count)
+        return torch.stack([torch.stack([micro.get(n, missing) for n in blocks]) for micro in losses]).mean(0)
 
     # --------------------------------------------------------------- inference
 

@@ -72,9 +72,9 @@ RULES = {"sgd": sgd(), "adam, clipped and averaged": adam(clip=0.05, ema=0.8)}
 every_case = pytest.mark.parametrize("stackable", CASES.values(), ids=CASES)
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor, atol: float = 2e-6) -> bool:
     """Batched products add up in another order: some units in the last place of float32, grown by five steps."""
-    return torch.allclose(a, b, rtol=1e-4, atol=2e-6)
+    return torch.allclose(a, b, rtol=1e-4, atol=atol)
 
 
 @every_case
@@ -90,8 +90,9 @@ def test_parameters_losses_and_answers_are_those_of_blocks_one_by_one(stackable:
         assert all(close(v, expected.metrics[k]) for k, v in found.metrics.items())
     state, wanted = ours.state_dict(), theirs.state_dict()
     assert state.keys() == wanted.keys()
-    # Adam divides by a gradient's size, so where that is nothing but rounding, its moves are too.
-    assert [k for k in wanted if "/optim/" not in k and not close(state[k].float(), wanted[k].float())] == []
+    # Adam divides by a gradient's size, so where that is little more than rounding, its moves of 3e-3 are too.
+    learnt = [k for k in wanted if "/optim/" not in k]
+    assert [k for k in learnt if not close(state[k].float(), wanted[k].float(), atol=1e-5)] == []
     assert all(not torch.equal(state[k], v) for k, v in before.items() if k.startswith("blocks.") and "weight" in k)
     x = batch(9)[0]
     for a, b in zip(ours.predict(x), theirs.predict(x), strict=True):
