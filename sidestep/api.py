@@ -27,7 +27,8 @@ from sidestep.errors import UsageError
 from sidestep.methods import method_name
 from sidestep.methods.backprop import Backprop
 from sidestep.run import CUSTOM, SUMMARY, Run, enter, restored
-from sidestep.train import Stopped, Trainer, check_selection
+from sidestep.stopping import Stopped
+from sidestep.train import Trainer, check_selection
 
 
 def fit(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,21 +41,12 @@ from sidestep.run import (
     use,
     warn,
 )
+from sidestep.stopping import Stopped, Stopping, on_signals
 from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 DIAGNOSED = 128  # samples that a method's diagnostics are of
-PATIENCE = 7  # seconds that other processes have, after a signal, to come to the same step
-AGAIN = 1.0  # seconds within which a second signal is the first one, sent to the process by the launcher too
 LOSS_SUM = "progress/loss_sum"  # of the blocks' objectives since the epoch began, in a checkpoint
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; what it had done is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class Trainer:
@@ -77,10 +67,8 @@ class Trainer:
         self.history: list[dict[str, object]] = []
         self.best: tuple[float, int] | None = None  # `judged` on validation, step
         self.best_state: dict[str, Tensor] = {}
-        self.stop: int | None = None  # the signal that asked for it
-        self.asked = 0.0  # when it did
+        self.stopping = Stopping(ranks)
         self.judged = True  # whether the last epoch that has ended was
-        self.keeping = self.judging = False  # whether the state is all here, and is saved; is judged before that
         self.loss_sum = torch.zeros(len(assembly.chain.blocks), device=assembly.device)
         self.timed = (0.0, 0)  # seconds, steps after the warm-up
         self.progress = Progress(assembly.total_steps, quiet=quiet or not self.first)
@@ -90,17 +78,13 @@ class Trainer:
     def train(self) -> None:
         """Run to the end.  Raises Stopped, after saving, if a signal came; DataError if the loss is lost."""
         commit()  # the first time, for what is said at the end is to be of the code that runs now
-        alarms = [signal.SIGALRM] if self.ranks > 1 else []
-        with self.progress, on_signals(self.ask, signal.SIGINT, signal.SIGTERM), on_signals(self.give_up, *alarms):
+        with self.progress, self.stopping.listening():
             try:
                 self.take_steps()
             except (WireError, RuntimeError):  # which torch raises where a replica has left
-                if self.first or self.stop is None:
+                if self.first or self.stopping.number is None:
                     raise
-                raise Stopped(self.stop) from None  # the first one had all it needs, and has left
-            finally:
-                if alarms:
-                    signal.alarm(0)
+                raise Stopped(self.stopping.number) from None  # the first one had all it needs, and has left
 
     def take_steps(self) -> None:
         per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
@@ -111,7 +95,7 @@ class Trainer:
         while self.engine.steps < self.assembly.total_steps:
             metrics = self.engine.step(self.assembly.batches(self.engine.steps))
             self.loss_sum += metrics.loss
-            step, stop = self.engine.steps, self.engine.agree(self.stop or 0)
+            step, stop = self.engine.steps, self.engine.agree(self.stopping.number or 0)
             self.progress.step(step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch)
             at_end = step % per_epoch == 0
             save = at_end or stop or step % every == 0
@@ -122,31 +106,6 @@ class Trainer:
                 if stop:
                     raise Stopped(stop)
                 clock = (time.perf_counter(), step)
-
-    def ask(self, number: int, _: FrameType | None) -> None:
-        """Stop after this step, or while an epoch is judged at once; a second signal ends the process."""
-        now = time.monotonic()
-        if self.stop is not None:
-            if now - self.asked > AGAIN:
-                self.end(number)
-            return
-        self.stop, self.asked = number, now
-        if self.judging:
-            raise Stopped(number)
-        if self.ranks > 1 and not self.keeping:
-            signal.alarm(PATIENCE)
-
-    def give_up(self, number: int, _: FrameType | None) -> None:
-        """Stop without saving: other processes, which were to stop at the same step, do not get there."""
-        assert self.stop is not None
-        print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr, flush=True)
-        self.end(self.stop)
-
-    def end(self, number: int) -> None:
-        """Leave now; of several processes none says goodbye to others, which may not listen."""
-        if self.ranks > 1:
-            os._exit(128 + number)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def pause(self, clock: tuple[float, int], warm: int) -> None:
         """Count the time since the clock was started, unless it was warm-up; what comes now is no training."""
@@ -167,9 +126,8 @@ class Trainer:
         if self.engine.replicas is not None:
             self.loss_sum = self.engine.replicas.mean(self.loss_sum)
         state = self.engine.gather({name_of(n): self.loss_sum[n] for n in self.engine.own})
-        self.keeping = self.first  # from here on it waits for nobody
-        if self.ranks > 1:
-            signal.alarm(0)  # all have come this far
+        self.stopping.alone = self.first  # from here on it waits for nobody
+        self.stopping.all_are_here()
         unjudged, self.judged = not self.judged, True
         if self.first:
             self.loss_sum = torch.stack([state.pop(name_of(n)) for n in range(len(self.loss_sum))])
@@ -182,9 +140,9 @@ class Trainer:
         if self.first:
             extra = {"best": self.best, "timed": self.timed, "judged": self.judged}
             self.write("step", state | {LOSS_SUM: self.loss_sum}, replace=unjudged, **extra)
-            if self.stop is not None:
-                raise Stopped(self.stop)
-        self.keeping = False
+            if self.stopping.number is not None:
+                raise Stopped(self.stopping.number)
+        self.stopping.alone = self.ranks == 1
 
     def answer_with(self, state: Mapping[str, Tensor]) -> None:
         """Have the engine that answers, where it is not the one that trains, know the parameters of all blocks."""
@@ -193,18 +151,10 @@ class Trainer:
 
     def judge(self, epoch: int) -> bool:
         """`end_epoch`, unless a signal comes before all is measured; whether none did."""
-        try:  # around the other one's finally, too, in which a signal may still find it judging
-            try:
-                self.judging = True
-                if self.stop is not None:
-                    return False
-                row = self.measured(epoch)
-            finally:
-                self.judging = False
-        except Stopped:
-            return False
-        self.end_epoch(row)
-        return True
+        row = self.stopping.unless_asked(lambda: self.measured(epoch))
+        if row is not None:
+            self.end_epoch(row)
+        return row is not None
 
     def measured(self, epoch: int) -> dict[str, Any]:
         """What the log has of an epoch."""
@@ -358,20 +308,6 @@ class Trainer:
             if self.config.report:
                 write_page(self.folder)
         return summary
-
-
-@contextmanager
-def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Generator[None, None, None]:
-    """Have these signals call the handler."""
-    try:
-        before = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not the main thread, as in some notebooks: signals are not ours to take
-        before = {}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def describe_loss(loss: Tensor) -> str:

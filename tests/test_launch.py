@@ -18,7 +18,6 @@ import psutil
 import pytest
 from torch.distributed import HashStore
 
-import sidestep.train as training
 from sidestep import cli
 from sidestep.assemble import assemble
 from sidestep.core.emit import Message
@@ -26,7 +25,8 @@ from sidestep.engines.wire import Edge, LocalWire
 from sidestep.errors import WireError
 from sidestep.launch import SHUTDOWN_SECONDS, free_port, threads_each
 from sidestep.ranks import meeting_point
-from sidestep.train import PATIENCE, Trainer
+from sidestep.stopping import PATIENCE, Stopping
+from sidestep.train import Trainer
 from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, START, Watch
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, configured, contents, rows, trained, weights, words
@@ -249,8 +249,8 @@ def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
             time.sleep(60)
             raise AssertionError("it was not interrupted")
 
-    monkeypatch.setattr(training, "PATIENCE", 1)
-    monkeypatch.setattr("sidestep.train.os._exit", sys.exit)  # this process is to go on
+    monkeypatch.setattr("sidestep.stopping.PATIENCE", 1)
+    monkeypatch.setattr("sidestep.stopping.os._exit", sys.exit)  # this process is to go on
     assembly = assemble(configured("bll"))
     began = time.monotonic()
     with pytest.raises(SystemExit) as left:
@@ -306,11 +306,10 @@ def test_a_second_signal_ends_a_process_unless_it_is_the_first_one_by_another_wa
 ) -> None:
     """Who stops a whole group sends it to the launcher and to the ranks, and the launcher sends it to the ranks too."""
     clock, ended = [100.0], list[int]()
-    monkeypatch.setattr("sidestep.train.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("sidestep.train.os._exit", ended.append)
-    monkeypatch.setattr("sidestep.train.signal.alarm", ended.append)
-    assembly = assemble(configured("bll"))
-    one_of_two = Trainer(assembly, ranks=2, quiet=True)
+    monkeypatch.setattr("sidestep.stopping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sidestep.stopping.os._exit", ended.append)
+    monkeypatch.setattr("sidestep.stopping.signal.alarm", ended.append)
+    one_of_two = Stopping(ranks=2)
     one_of_two.ask(signal.SIGINT, None)
     one_of_two.ask(signal.SIGINT, None)
     assert ended == [PATIENCE]
@@ -318,7 +317,7 @@ def test_a_second_signal_ends_a_process_unless_it_is_the_first_one_by_another_wa
     with suppress(KeyboardInterrupt):  # which follows where the process has not ended
         one_of_two.ask(signal.SIGINT, None)
     assert ended == [PATIENCE, 130]
-    alone = Trainer(assembly, quiet=True)
+    alone = Stopping()
     alone.ask(signal.SIGINT, None)
     clock[0] += 1.5
     with pytest.raises(KeyboardInterrupt):

@@ -26,7 +26,8 @@ from sidestep.config import TrainConfig, resolve
 from sidestep.evaluate import evaluate
 from sidestep.methods import METHODS
 from sidestep.run import enter, to_parts
-from sidestep.train import Stopped, Trainer
+from sidestep.stopping import Stopped
+from sidestep.train import Trainer
 from tests.test_train import QUICK, contents, rows, sidestep, trained, weights, words
 
 TIMED = {"samples_per_second", "step_ms", "peak_rss_mb", "ranks"}
@@ -54,7 +55,7 @@ def carry_on(config: TrainConfig, *, stop: int = 0, kill: int = 0) -> Trainer:
         if step == kill:
             raise Killed
         if step == stop:
-            trainer.ask(signal.SIGTERM, None)
+            trainer.stopping.ask(signal.SIGTERM, None)
 
     trainer.progress.step = interrupt
     with trainer.begin(start):
