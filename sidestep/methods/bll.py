@@ -50,7 +50,7 @@ from sidestep.core.emit import Emit, Message
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.families.family import Family, cross_entropy_bound, inner
-from sidestep.nn.latents import Latents, Passed, ReadOut, answer_of, lifting, opened, read
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_at, answer_of, lifting, opened
 from sidestep.nn.mixing import mixing
 from sidestep.nn.tiles import Rows, tiled
 from sidestep.nn.twins import Twin, twins
@@ -236,7 +236,7 @@ class BLL(Fields):
         """
         latents, _, lift = parts(cell.block)
         with frozen_statistics(lift) if lift and at_mean == bool(self.draws) else nullcontext():
-            return read(latents, told, weights, lift)
+            return answer_at(latents, told, weights, lift)
 
     def diagnostics(self, chain: Chain, batch: Batch, task: Task) -> Mapping[str, Sequence[float | None]]:
         return diagnose(self, chain, batch, task)

@@ -19,7 +19,7 @@ from sidestep.core.cell import Batch, Cell
 from sidestep.core.keys import key
 from sidestep.core.task import Classification, Task
 from sidestep.families.family import Family
-from sidestep.nn.latents import read
+from sidestep.nn.latents import answer_at
 
 from .latent_block import Said, numbers, parts, surprise
 
@@ -92,7 +92,7 @@ def answer(seen: Sequence[Seen]) -> Tensor:
     extras = cell.block.extras
     if "classifier" in extras:
         return extras["classifier"](latents.features(told))
-    return read(latents, told, weights, lift)
+    return answer_at(latents, told, weights, lift)
 
 
 @torch.no_grad()
@@ -101,11 +101,11 @@ def bound(method: BLL, seen: Seen) -> tuple[float, float]:
     cell, (messages, weights), a, told = seen
     latents, _, lift = parts(cell.block)
     assert messages is not None
-    own = method.own(cell, messages, read(latents, told, weights, lift))
+    own = method.own(cell, messages, answer_at(latents, told, weights, lift))
     rho = latents.family.tilted(a, own, method.mixed(cell))
 
     def price(told: Tensor) -> Tensor:
-        return surprise(cell, read(latents, told, weights, lift))
+        return surprise(cell, answer_at(latents, told, weights, lift))
 
     return bound_and_gap(latents.family, a, rho, price, cell.generator())
 

@@ -134,17 +134,17 @@ class Passed(nn.Module):
 
 
 def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Module | None, draws: int = 0) -> Tensor:
-    """What `read` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
+    """What `answer_at` makes of the mean of alpha; or, from `draws` samples of it, the logits of the mean distribution.
 
     Of numbers, whose mean distribution is no Gaussian, the Gaussian with its mean and variance.  The noise is the same
     for every input, so that an answer is a function of it.  raw: of the block's output, as `Latents.raw` has it.
     """
     if not draws:
-        return read(latents, latents.told(raw), weights, lift)
+        return answer_at(latents, latents.told(raw), weights, lift)
     family, natural = latents.family, latents.family.around(raw, *latents.learnt)
     random = torch.Generator(natural.device).manual_seed(0)
     sample = torch.vmap(lambda law: family.sample(law, random), randomness="same")
-    answers = [read(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]
+    answers = [answer_at(latents, family.told(sample(natural)), weights, lift) for _ in range(draws)]
     each = at_least_float32(torch.stack(answers))
     if weights is not None:
         return each.log_softmax(-1).logsumexp(0) - math.log(draws)
@@ -153,7 +153,7 @@ def answer_of(latents: Latents, raw: Tensor, weights: Tensor | None, lift: nn.Mo
     return torch.cat([means.mean(0), -variance.log()], 1)
 
 
-def read(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
+def answer_at(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.Module | None) -> Tensor:
     """log p(y | z) of every class up to a constant, (..., C), of t(z) or its mean, (..., S, D).
 
     Linear in it, weights being (C, S, D), or (C, 1, D) where they are the same at all positions; or in a learned map of

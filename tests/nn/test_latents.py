@@ -18,7 +18,7 @@ from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, by_position, lifting, opened, read
+from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, answer_at, by_position, lifting, opened
 
 # ---- what closes a block
 
@@ -232,7 +232,7 @@ def test_a_linear_read_out_is_the_product_of_means_and_weights() -> None:
     h = torch.tensor([[0.0, 3.0]])
     h[0, 1] = h[0, 1].log()
     torch.testing.assert_close(read_out(h), torch.tensor([[8.0, -1.0]]))
-    assert torch.equal(read_out(h), read(latents, Bernoulli().mean(latents(h)), weights, None))
+    assert torch.equal(read_out(h), answer_at(latents, Bernoulli().mean(latents(h)), weights, None))
 
 
 def test_a_read_outs_weights_are_a_copy_in_its_state() -> None:
