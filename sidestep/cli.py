@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -20,28 +21,45 @@ from sidestep import __version__
 from sidestep.commands import COMMANDS
 from sidestep.errors import unknown
 from sidestep.parser import WIDTH, Result, parse
+from sidestep.stopping import on_signals
 
 ABOUT = "Train deep networks without a global backward pass: local objectives, audited isolation, strong baselines."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and answer with its exit code.  SystemExit passes: a stopped run brings its own."""
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
     try:
-        return dispatch(list(sys.argv[1:] if argv is None else argv))
+        with on_signals(interrupt, signal.SIGINT):
+            return dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Who read the output has gone, as in `sidestep models | head`; python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ValueError as error:
-        return fail(str(error), getattr(error, "exit_code", 2))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(f"{where}{error.strerror or error}; check that folder's room and rights, or choose another.", 1)
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        # In the middle of an import Ctrl-C may come out as an error of the imported library's own.
+        return 130 if interrupted else answer(error)
+
+
+def answer(error: Exception) -> int:
+    """Say what was wrong; the exit code that goes with it."""
+    match error:
+        case BrokenPipeError():
+            # Who read the output has gone, as in `sidestep models | head`; python would complain again when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        case ValueError():
+            return fail(str(error), getattr(error, "exit_code", 2))
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return fail(f"{where}{error.strerror or error}; check that folder's room and rights, or choose another.", 1)
+        case _:
+            traceback.print_exception(error)
+            return 1
 
 
 def fail(message: str, code: int) -> int:

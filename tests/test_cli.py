@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +86,21 @@ def test_a_failure_is_one_line_and_a_code(
     assert cli.main(["train", "backprop"]) == code
     out, err = capsys.readouterr()
     assert (out, err.rstrip("\n")) == ("", line)
+
+
+@pytest.mark.parametrize("error", [RecursionError("in an import"), ValueError("two\n  lines")])
+def test_ctrl_c_that_comes_out_as_another_error_is_ctrl_c(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def importing(*_: object, **__: object) -> dict[str, object]:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise error
+
+    install(monkeypatch, "sidestep.train", importing)
+    assert cli.main(["train", "backprop"]) == 130
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_unforeseen_failure_shows_its_traceback(
