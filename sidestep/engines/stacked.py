@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.func import functional_call, vmap
 
 from sidestep.core.block import Block, Chain
@@ -25,6 +25,12 @@ from .update import Updater, UpdateRule
 
 LARGEST_ON_CPU = 32
 """Blocks at once: more of them at a time fall out of a core's cache."""
+
+ELEMENTWISE = {
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
+    *(optim.RMSprop, optim.Rprop, optim.Adagrad, optim.Adadelta, optim.ASGD),
+}
+"""Optimizers that move every number by its own gradients, however many stand in one tensor."""
 
 
 class Stacked(NamedTuple):
@@ -49,6 +55,12 @@ class Stack:
             owner, _, own = name.rpartition(".")
             setattr(self.template.get_submodule(owner), own, nn.Parameter(stacked(each)))
         self.updater = Updater(self.template, rule, like=list(blocks[0].parameters()))
+        kind = type(self.updater.optimizer)
+        if kind not in ELEMENTWISE:
+            raise ValueError(
+                f"got {kind.__name__}, which moves a tensor as a whole or is not known, expected one of torch.optim's "
+                f"that move each number by itself, such as Adam or SGD; use streaming."
+            )
         self.parameters = dict(self.template.named_parameters())
         make_views(self.template, self.blocks)
         if self.updater.average is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sidestep.core.cut import CutPlan
 from sidestep.core.method import Method
 from sidestep.core.task import Classification
-from sidestep.engines.stacked import LARGEST_ON_CPU
+from sidestep.engines.stacked import ELEMENTWISE, LARGEST_ON_CPU
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.backprop import Backprop
@@ -271,3 +271,23 @@ def test_frozen_blocks_and_compiled_ones_are_not_stacked() -> None:
     ]
     with pytest.raises(ValueError, match="give one of --engine stacked and --compile"):
         CASES["modules"].engine(stacked=True, compile=True)
+
+
+def test_an_optimizer_that_does_not_move_each_number_by_itself_is_refused() -> None:
+    """Adafactor, say, scales a step by the root mean square of the whole tensor: of a stack, of all blocks."""
+    with pytest.raises(ValueError, match=r"got Adafactor, .*, such as Adam or SGD; use streaming\.$"):
+        CASES["modules"].engine(UpdateRule(torch.optim.Adafactor), stacked=True)
+
+
+@pytest.mark.parametrize("kind", sorted(ELEMENTWISE, key=str), ids=lambda kind: kind.__name__)
+def test_optimizers_that_are_let_in_learn_in_a_stack_as_in_a_block(kind: Any) -> None:
+    case = CASES["modules"]
+    rule = UpdateRule(lambda parameters: kind(parameters, lr=1e-3))
+    ours, theirs = case.engine(rule, stacked=True), case.engine(rule)
+    for step in range(5):
+        ours.step(batch(step))
+        theirs.step(batch(step))
+    # Where a gradient is little more than rounding, a step that is divided by its size is, too.
+    state, wanted = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == wanted.keys()
+    assert [k for k in wanted if "/optim/" not in k and not close(state[k], wanted[k], atol=1e-5)] == []
