@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sidestep import cli, commands
+from sidestep import cli, commands, listings
 from sidestep.config import TrainConfig, from_toml, resolve
 from sidestep.data import DATASETS
 from sidestep.errors import DataError, UsageError
@@ -411,7 +411,7 @@ def test_datasets_show_the_users_own_folders(
 
 def test_a_table_wraps_its_last_column_at_80() -> None:
     rows = [{"name": "a", "about": "word " * 30}, {"name": "longer", "about": ""}]
-    lines = commands.table(rows).splitlines()
+    lines = listings.table(rows).splitlines()
     assert lines[0] == "name    about"
     assert lines[1].startswith("a       word word") and lines[2].startswith("        word")
     assert lines[-1] == "longer"
