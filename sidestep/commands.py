@@ -289,7 +289,7 @@ COMMANDS: dict[str, Command] = {
             "--steps": {
                 "type": count,
                 "metavar": "N",
-                "help": "how many are timed (step, stack: 20); ranks, scale: turns of twelve (14)",
+                "help": "step, stack: steps that are timed (20); ranks, scale: turns of twelve steps (14)",
             },
             "--train": {
                 "action": "store_true",
@@ -313,7 +313,11 @@ COMMANDS: dict[str, Command] = {
             "--seeds": {"type": count, "metavar": "N", "help": "at most so many (default: the study's own)"},
             "--gpu": {"action": "store_true", "help": "the pieces that are for a GPU, on CUDA"},
             "--only": {"default": "", "metavar": "WORDS", "help": "those whose command has these words in a row"},
-            "--minutes": {"type": positive, "metavar": "X", "help": "save and end then, in all; the same line goes on"},
+            "--minutes": {
+                "type": positive,
+                "metavar": "X",
+                "help": "save and end after so many, all studies together; the same line goes on",
+            },
             "--smoke": {"action": "store_true", "help": "every piece on digits for one epoch: does it run?"},
             "--page": {"action": "store_true", "help": "run nothing, make the page anew"},
             "--results": {"type": Path, "default": Path("results"), "metavar": "FOLDER", "help": "of rows and page"},
@@ -332,7 +336,7 @@ COMMANDS: dict[str, Command] = {
                 "action": "store_true",
                 "help": "calibration and abstention, or deviations; for `report` too",
             },
-            "--ood": {"metavar": "NAME", "help": "--uncertainty, and whether NAME is answered less surely"},
+            "--ood": {"metavar": "NAME", "help": "--uncertainty, and whether data set NAME is answered less surely"},
         },
     ),
     "report": Command(

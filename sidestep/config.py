@@ -77,7 +77,9 @@ class TrainConfig:
     )
     model: str = field(metadata=about("model", "name of a network (default: one that fits the data)"))
     blocks: int = field(default=4, metadata=about("model", "how many blocks it is cut into", COUNT))
-    at: tuple[str, ...] = field(default=(), metadata=about("model", "units that open blocks 2, 3, ..., by commas"))
+    at: tuple[str, ...] = field(
+        default=(), metadata=about("model", "units that open the blocks after the first, by commas")
+    )
     balance: Literal["flops", "memory", "params", "time"] = field(
         default="flops", metadata=about("model", "what the cut makes equal")
     )
@@ -92,7 +94,9 @@ class TrainConfig:
     weight_decay: float = field(metadata=about("training", "on weights, not on biases and norms", NOT_NEGATIVE))
     schedule: Schedule = field(metadata=about("training", "how the learning rate moves"))
     warmup: float = field(metadata=about("training", "share of the steps in which it climbs to its peak", FRACTION))
-    clip: float | None = field(metadata=about("training", "largest norm of a block's gradient, or none", POSITIVE))
+    clip: float | None = field(
+        metadata=about("training", "largest norm of a gradient, a block's or, where they cross, all", POSITIVE)
+    )
     ema: float | None = field(metadata=about("training", "decay of averaged parameters, or none", DECAY))
     freeze: tuple[int, ...] = field(
         default=(), metadata=about("training", "blocks, from 0, that are not trained, by commas", BLOCKS)
@@ -106,7 +110,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = field(default="auto", metadata=about("run", "bf16 is autocast"))
     threads: int | None = field(default=None, metadata=about("run", "CPU threads; none leaves torch's", COUNT))
     engine: Literal["auto", "streaming", "stacked"] = field(
-        default="auto", metadata=about("run", "streaming: block by block (auto); stacked: equal blocks as one")
+        default="auto", metadata=about("run", "auto is streaming, block by block; stacked: equal blocks as one")
     )
     compile: bool = field(default=False, metadata=about("run", "torch.compile the blocks"))
     cuda_graph: bool = field(default=False, metadata=about("run", "replay a step's kernels as one CUDA graph"))

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from sidestep.bench.recipes import Recipe
+from sidestep.bench.recipes import RECIPES, Recipe
 from sidestep.config import OPTIONS, TrainConfig, kinds, resolve
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
@@ -65,10 +65,11 @@ class Parser(argparse.ArgumentParser):
         names = [f"{command.takes.strip('.')}:"] if command.known else []
         for word, about in command.known.items():
             names += textwrap.wrap(about, WIDTH, initial_indent=f"  {word:<{wide}}", subsequent_indent=indent)
+        own = ["--help behind a METHOD shows its own fields too", ""] if command.own_fields else []
         super().__init__(
             usage=" ".join(["sidestep", name, command.takes, "[options]"]).replace("  ", " "),
             description=command.about,
-            epilog="\n".join([*names, "", "example:", f"  {command.example}"]).lstrip(),
+            epilog="\n".join([*names, "", *own, "example:", f"  {command.example}"]).lstrip(),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=WIDTH),
             add_help=False,
             allow_abbrev=False,
@@ -118,7 +119,7 @@ def parse(name: str, command: Command, rest: list[str]) -> Args | None:
         group = parser.add_argument_group(title) if names else parser
         for key in names:
             parser.option(group, key, types[key], described(OPTIONS[key]))
-    group = parser.add_argument_group("this command")
+    group = parser.add_argument_group("further options")
     for flag, how in command.extra.items():
         parser.flag(group, flag, **how)
     if command.fields:
@@ -170,8 +171,10 @@ def add_own_fields(parser: Parser, method: str) -> None:
     about = f"{inspect.getdoc(cls)}  ({cls.reference})"
     group = parser.add_argument_group(f"{method}'s own fields", "\n".join(textwrap.wrap(about, WIDTH - 4)))
     types = kinds(method)
+    by_recipe = {name for recipe in RECIPES.values() for name in recipe.per_method.get(method, {})}
     for own in fields(cls):
-        parser.option(group, f"{method}.{own.name}", types[own.name], described(own, notes.get(own.name, "")))
+        about = described(own, notes.get(own.name, ""), recipes=own.name in by_recipe)
+        parser.option(group, f"{method}.{own.name}", types[own.name], about)
 
 
 def unknown_flag(name: str, command: Command, flag: str, words: Sequence[str], known: Iterable[str]) -> UsageError:
@@ -185,20 +188,23 @@ def unknown_flag(name: str, command: Command, flag: str, words: Sequence[str], k
 RECIPE = {f.name for f in fields(Recipe)}
 
 
-def described(own: Field[Any], text: str = "") -> str:
-    """A field's help, with its default where there is one to show."""
+def described(own: Field[Any], text: str = "", *, recipes: bool = False) -> str:
+    """A field's help, with its default where there is one to show.  recipes: whether some of them have another."""
     default = "recipe" if own.default is MISSING and own.name in RECIPE else own.default
     if isinstance(default, bool):
         default = str(default).lower()
     text = own.metadata.get("help", text)
-    return text if default in (MISSING, None, ()) else f"{text} (default: {default})".strip()
+    if default in (MISSING, None, ()):
+        return text
+    return f"{text} (default: {'recipe, else ' if recipes else ''}{default})".strip()
 
 
 def metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     names = {int: "N", float: "X", Path: "PATH"}
-    return next((names[member] for member in (kind, *get_args(kind)) if member in names), "WORD")
+    found = next((names[member] for member in (kind, *get_args(kind)) if member in names), "WORD")
+    return f"{found},{found},..." if get_origin(kind) is tuple else found
 
 
 # ---------------------------------------------------------------- types of further flags

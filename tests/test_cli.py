@@ -444,9 +444,10 @@ def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest
 
 def test_help_shows_a_methods_own_flags_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "sid", "--help"]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "sid's own fields:" in out and "arXiv:2510.03273" in out
-    assert "--form {trunk,shared}" in out and "or linear:1:0.1 (default: 0.5)" in out
+    assert "--form {trunk,shared}" in out and "as published (default: recipe, else trunk)" in out
+    assert "or linear:1:0.1 (default: recipe, else 0.5)" in out and "--head-width N" in out
     assert cli.main(["train", "--help"]) == 0
     assert "--form" not in capsys.readouterr().out
 

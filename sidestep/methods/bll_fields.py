@@ -33,18 +33,18 @@ class Fields(Method):
     centre: Centre = "prediction"  # what a label's message is less: its mean over classes, or under p_k(y | alpha_k)
     m_warmup: float = 0.0  # share of training in which m climbs from 0
     kl_weight: float = 1.0  # w, of the divergence
-    likelihood: Likelihood = "sample"  # E_rho of it: at a sample of rho, in closed form, or (plug-in) at its mean
+    likelihood: Likelihood = "sample"  # E_rho[log p_k]: at a sample of rho, in closed form, or (plug-in) at its mean
     detach: Literal["none", "kl", "both"] = "none"  # rho is a constant: nowhere, in the KL, in both terms
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
-    twin: TwinKind = "mlp"
+    twin: TwinKind = "mlp"  # the network back from the targets: a map a block, a chain, or the blocks mirrored
     twin_width: int = 128  # W, of twin mlp
     read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; auto: on images
     head: HeadKind = "auto"  # lifted: the kind of that map
-    head_width: int = 128
-    head_depth: int = 1
+    head_width: int = 128  # lifted, or a decoder of numbers: channels or hidden units
+    head_depth: int = 1  # the same: hidden layers
     predict: Literal["twin", "classifier"] = "twin"  # what answers, and is exported
     draws: int = 0  # samples of alpha that an answer is the mean of; 0: it is that of alpha's mean
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of the uniform distribution in the targets
 
     def __post_init__(self) -> None:
         self.check_choices()
