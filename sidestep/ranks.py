@@ -65,7 +65,7 @@ class Ranks:
         if self.notes is not None and self.rank == 0:
             self.notes.begun.touch()
 
-    def told(self, find: Callable[[], T]) -> T:
+    def broadcast(self, find: Callable[[], T]) -> T:
         """What the first one finds, in JSON's terms, for all.  Where it raises, the others leave with its exit code."""
         if self.count == 1:
             return find()
@@ -83,7 +83,7 @@ class Ranks:
             raise SystemExit(heard["exit_code"])  # the first one says why
         return heard["found"]
 
-    def alike(self, make: Callable[[], T]) -> T:
+    def all_or_none(self, make: Callable[[], T]) -> T:
         """What each makes for itself.  Where that raises, the first rank at which it does says so, and all leave."""
         made: list[T] = []
         error: ValueError | OSError | None = None
@@ -111,12 +111,12 @@ class Ranks:
             return assembly.engine
         shares = self.placement.blocks(len(assembly.chain.blocks))
         mine = checkpoint.as_read({**fingerprint(assembly), **environment(assembly)})
-        first = self.told(lambda: mine)
+        first = self.broadcast(lambda: mine)
         for key, expected, got in checkpoint.differences(first, mine):
             raise DataError(
                 f"rank {self.rank} has {key} = {got}, expected {expected} as rank 0 has; start all of them alike."
             )
-        run = bytes.fromhex(self.told(lambda: os.urandom(16).hex()))
+        run = bytes.fromhex(self.broadcast(lambda: os.urandom(16).hex()))
         ranks, replicas = self.placement.ranks, self.placement.replicas
         mesh = init_device_mesh("cpu", (ranks, replicas), mesh_dim_names=("blocks", "replicas"))
         if ranks > 1:

@@ -95,7 +95,7 @@ class Trainer:
         while self.engine.steps < self.assembly.total_steps:
             metrics = self.engine.step(self.assembly.batches(self.engine.steps))
             self.loss_sum += metrics.loss
-            step, stop = self.engine.steps, self.engine.agree(self.stopping.number or 0)
+            step, stop = self.engine.steps, self.engine.broadcast(self.stopping.number or 0)
             self.progress.step(step, lambda loss=metrics.loss: describe_loss(loss), epoch=1 + (step - 1) // per_epoch)
             at_end = step % per_epoch == 0
             save = at_end or stop or step % every == 0
@@ -109,7 +109,7 @@ class Trainer:
 
     def pause(self, clock: tuple[float, int], warm: int) -> None:
         """Count the time since the clock was started, unless it was warm-up; what comes now is no training."""
-        self.engine.meet()  # a step has been taken when the last rank has taken it
+        self.engine.barrier()  # a step has been taken when the last rank has taken it
         if self.assembly.device.type == "cuda":
             torch.cuda.synchronize()
         began, first = clock
@@ -343,7 +343,7 @@ def run(
     with on_signals(leave, signal.SIGTERM), joined(placement, trusted_network=trusted_network) as ranks:
         if ranks.restarted:  # else what was there before is none of theirs, and what was asked for holds
             config = replace(config, resume="last", overwrite=False)
-        start = Start(*ranks.told(lambda: find_start(config)))
+        start = Start(*ranks.broadcast(lambda: find_start(config)))
         folder = Path(start.out)
         if start.finished and ranks.rank == 0:
             if config.report and not (folder / REPORT).exists():
@@ -353,7 +353,7 @@ def run(
         if start.finished:
             raise SystemExit(0)
         config = replace(config, out=folder, at=tuple(start.at))
-        assembly = ranks.alike(lambda: assemble(config))
+        assembly = ranks.all_or_none(lambda: assemble(config))
         check_selection(assembly)
         trainer = Trainer(assembly, ranks.engine(assembly), ranks=ranks.count)
         with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):

@@ -33,7 +33,7 @@ class Messages:
             with torch.set_grad_enabled(when.training):
                 return run_hub(self.method.encode, hub, batch, self.context)
 
-        return (yield from self.relay.climb("hub", when, made))
+        return (yield from self.relay.fold_up("hub", when, made))
 
     def to_hub(self, encoded: Message, shared: Mapping[int, Message], when: When) -> Work[None]:
         """Add what the blocks ask of the hub, passing the sum on, and differentiate it where the hub is.
@@ -51,7 +51,7 @@ class Messages:
                         totals[k] = leaf.grad if sofar is None else sofar + leaf.grad
             return packed(totals, encoded)
 
-        folds = yield from self.relay.climb("hub gradient", when, folded)
+        folds = yield from self.relay.fold_up("hub gradient", when, folded)
         total = yield from self.relay.to_first("hub gradient", when, folds)
         if total is None:
             return

@@ -50,7 +50,7 @@ class Relay:
         target = {"up": block + 1, "down": block - 1, "each": block}[order]
         return None if target in self.own or not 0 <= target <= self.last else Edge(what, when, block, target)
 
-    def climb(self, what: str, when: When, add: Callable[[Message | None], Message]) -> Work[Message]:
+    def fold_up(self, what: str, when: When, add: Callable[[Message | None], Message]) -> Work[Message]:
         """What the engines before have made of it, None at the first, with this one's part added; handed on."""
         first, end = self.own.start, self.own.stop
         made = add((yield Edge(what, when, first - 1, first)) if first > 0 else None)
@@ -67,7 +67,7 @@ class Relay:
             self.send(edge, message)
         return None
 
-    def descend(self, what: str, when: When, message: Message) -> Work[Message]:
+    def broadcast_down(self, what: str, when: When, message: Message) -> Work[Message]:
         """The last engine's message, at all."""
         first, end = self.own.start, self.own.stop
         if end <= self.last:

@@ -38,7 +38,7 @@ class Replicas:
         own = micros // self.count
         return range(self.rank * own, (self.rank + 1) * own)
 
-    def told(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """The first one's value, at all."""
         said = torch.tensor(value)
         self.group.broadcast(said, 0).wait()

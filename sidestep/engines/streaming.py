@@ -73,10 +73,13 @@ class Sweep(NamedTuple):
 
 @final
 class Streaming:
-    """Runs a method's program.
+    """Runs a method's program on a chain that the method has built for the task.
 
     A block is updated right after its own last cell, so that at most the graphs the program asks for are alive at once:
     one block's for a program of one sweep.  Where gradients cross the cuts a clipped step waits for the norm of all.
+
+    rule: how each block's gradients move it.  seed: of all that is drawn.  accumulate: micro-batches of a step.
+    autocast: the dtype that passes compute in, None for the parameters' own.  compile: compile the blocks.
 
     own: the blocks, from 0, that are here, the hub being with the first; None is all.  wire: to those elsewhere.
     replicas: those that have the same blocks, with which the micro-batches of a step are shared out.
@@ -88,6 +91,8 @@ class Streaming:
 
     freeze: blocks, from 0, whose parameters stay as they are (requires_grad is off); what their objectives ask of other
     parts still counts, and running statistics still move.
+
+    Raises ValueError for settings that do not go together or do not fit the chain; UsageError if nothing is trained.
     """
 
     def __init__(
@@ -190,7 +195,7 @@ class Streaming:
     # ---------------------------------------------------------------- training
 
     def step(self, batch: tuple[Tensor, Tensor]) -> StepMetrics:
-        """One update from one batch (x, y): x (B, ...), y (B,) class indices or (B, C) soft labels.
+        """One update from one batch (x, y): x (B, ...), y as `Task.check_targets` has it, such as (B,) class indices.
 
         Raises ValueError, before anything is touched, for a batch that does not fit the task or the micro-batches.
         What the network itself refuses, as BatchNorm a single sample, shows once the blocks before have moved.
@@ -331,10 +336,10 @@ class Streaming:
         self.parts.wait_for_sums()
         parameters, when = [p for u in self.parts.updaters.values() for p in u.parameters], When(True, self.steps)
         own = norms(parameters, self.context.device)
-        (every,) = yield from self.relay.climb(
+        (every,) = yield from self.relay.fold_up(
             "norms", when, lambda before: (own if before is None else torch.cat([*before, own]),)
         )
-        (total,) = yield from self.relay.descend("norm", when, (torch.linalg.vector_norm(every),))
+        (total,) = yield from self.relay.broadcast_down("norm", when, (torch.linalg.vector_norm(every),))
         nn.utils.clip_grads_with_norm_(parameters, self.rule.clip, total)
         for updater in self.parts.updaters.values():
             updater.step()
@@ -347,9 +352,9 @@ class Streaming:
     # --------------------------------------------------------------- inference
 
     def predict(self, x: Tensor) -> list[Tensor | None]:
-        """Logits (B, C) of every block, None where a block has no read-out or is elsewhere.
+        """Every block's answer, as `Task.answer_shape` has it, such as logits (B, C).
 
-        Eval mode; moving averages where they are kept.
+        None where a block has no read-out or is elsewhere.  Eval mode; moving averages where they are kept.
         """
         return self.run(self.predicting(x))
 
@@ -409,20 +414,20 @@ class Streaming:
         # As of no training step, whose messages keep their layout: an optimizer's grows with first gradients.
         return self.run(self.relay.gather("state", When(False, self.steps), self.state_dict() | dict(more)))
 
-    def agree(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """The first engine's value, at all; it waits for none but its replicas."""
 
         def said(before: Message | None) -> Message:
             if before is not None:
                 return before
-            return (torch.tensor(value if self.replicas is None else self.replicas.told(value)),)
+            return (torch.tensor(value if self.replicas is None else self.replicas.broadcast(value)),)
 
-        (agreed,) = self.run(self.relay.climb("agreed", When(True, self.steps), said))
+        (agreed,) = self.run(self.relay.fold_up("broadcast", When(True, self.steps), said))
         return int(agreed)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until the engines behind have come to this step too."""
-        self.run(self.relay.descend("meeting", When(True, self.steps), (torch.tensor(self.steps),)))
+        self.run(self.relay.broadcast_down("barrier", When(True, self.steps), (torch.tensor(self.steps),)))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`, of all parts or of these.  Raises ValueError for a state of another chain."""

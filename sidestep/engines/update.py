@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class UpdateRule:
     """The optimizer of every part, and what happens once per step around it.
 
+    optimizer: makes one of a part's parameters, such as `torch.optim.Adam`; called once a part.
     schedule: step -> factor of the learning rate.  clip: largest gradient norm, of the part, or of the whole network
     where gradients cross the cuts.  ema: decay of the moving average of the parameters, which inference then uses.
     """

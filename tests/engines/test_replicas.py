@@ -152,7 +152,10 @@ def test_a_value_is_the_first_ones_and_a_mean_is_of_all(groups: list[ProcessGrou
     told: dict[int, tuple[int, Tensor]] = {}
 
     def ask(replicas: Replicas) -> None:
-        told[replicas.rank] = replicas.told(15 + replicas.rank), replicas.mean(torch.tensor([1.0, 2.0 * replicas.rank]))
+        told[replicas.rank] = (
+            replicas.broadcast(15 + replicas.rank),
+            replicas.mean(torch.tensor([1.0, 2.0 * replicas.rank])),
+        )
 
     at_each(groups, ask)
     assert [value for value, _ in told.values()] == [15, 15]
