@@ -202,5 +202,5 @@ def moments(answer: Tensor) -> tuple[Tensor, Tensor]:
 def classes(task: Task, what: str) -> Classification:
     """The task if it is one of classes.  Raises ValueError, naming what needs them."""
     if not isinstance(task, Classification):
-        raise ValueError(f"{what} is for classes, got targets that are numbers; backprop, local_ce and bll take them.")
+        raise ValueError(f"{what} is for classes, got targets that are numbers; sidestep methods says who takes them.")
     return task

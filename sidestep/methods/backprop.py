@@ -22,7 +22,7 @@ from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Task
-from sidestep.nn.schedules import smoothings
+from sidestep.nn.per_block import smoothings
 
 
 @dataclass(frozen=True)

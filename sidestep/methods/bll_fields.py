@@ -15,6 +15,7 @@ from sidestep.families import family_class
 from sidestep.families.family import Family
 from sidestep.nn.heads import HIDDEN, HeadKind, check_hidden
 from sidestep.nn.mixing import Mixing, mixing
+from sidestep.nn.per_block import check_smoothing
 from sidestep.nn.twins import TwinKind
 
 Centre = Literal["classes", "prediction"]
@@ -70,8 +71,7 @@ class Fields(Method):
         if not any(mixing(self.m).values):
             # rho is alpha, and the divergence 0.
             self.check_left_out(("m_warmup", "kl_weight", "detach", "bootstrap"), "m=0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        check_smoothing(self.label_smoothing)
         if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"got kl_weight={self.kl_weight}, expected a finite number of at least 0.")
         if self.likelihood == "closed" and self.read_out == "lifted":

@@ -35,6 +35,7 @@ from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Task, classes
 from sidestep.nn.heads import Pool, pooled_width
+from sidestep.nn.per_block import check_smoothing
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class BLLReleased(Method):
     """
 
     reference: ClassVar[str] = "arXiv:2305.14974, released code"
+    needs: ClassVar[str] = "any chain; one class an input"
 
     similarity: Literal["released", "mended"] = "released"  # released: away from the prototype; mended: towards it
     heads: Literal["untrained", "trained"] = "untrained"  # released: random heads that never learn
@@ -59,8 +61,7 @@ class BLLReleased(Method):
 
     def __post_init__(self) -> None:
         self.check_choices()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        check_smoothing(self.label_smoothing)
         for name in (own.name for own in fields(self) if isinstance(own.default, float)):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"got {name}={value}, expected a finite number of at least 0.")

@@ -21,7 +21,7 @@ from sidestep.core.program import Program, Up
 from sidestep.core.task import Regression, Task
 from sidestep.nn.decoders import MapDecoder
 from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden
-from sidestep.nn.schedules import smoothings
+from sidestep.nn.per_block import smoothings
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from sidestep.nn.beliefs import (
     uniform,
 )
 from sidestep.nn.heads import HIDDEN, Head, HeadKind, Pool, check_hidden, pooled_width
-from sidestep.nn.schedules import PerBlock, alphas, remainders
+from sidestep.nn.per_block import PerBlock, alphas, check_smoothing, remainders
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SID(Method):
     """Beliefs refined block by block, each block with an objective of its own."""
 
     reference: ClassVar[str] = "arXiv:2510.03273"
-    needs: ClassVar[str] = "any chain (trunk), or any model with a classifier at its end (shared)"
+    needs: ClassVar[str] = "classes; any chain (trunk), or any model with a classifier at its end (shared)"
 
     alpha: PerBlock = 0.5  # weight of the labels, for all blocks; or one per block: 1,0.5,0.25 or linear:1:0.1
     form: Literal["trunk", "shared"] = "trunk"  # cut the network; or modules around one extractor, as published
@@ -80,8 +80,7 @@ class SID(Method):
             {"head": trunk, "head_width": trunk, "head_depth": trunk, "hidden": shared, "module_norm": shared}
         )
         self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"got label_smoothing={self.label_smoothing}, expected a number in [0, 1).")
+        check_smoothing(self.label_smoothing)
         if self.direction == "paper" and self.label_smoothing == 0:
             raise ValueError(
                 "direction='paper' has KL(p || t), infinite for one-hot targets; give label_smoothing > 0, such as 0.1."

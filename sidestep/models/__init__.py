@@ -49,7 +49,8 @@ def options(name: str) -> dict[str, Any]:
 def build(name: str, input_shape: tuple[int, ...], num_classes: int, **given: Any) -> Chained:
     """A new model for images of `input_shape` (channels, height, width) that returns logits (B, num_classes).
 
-    Those of SEQUENCE are for (T,) tokens, which are the classes, and return logits (B, T, num_classes).
+    Those of SEQUENCE are for (T,) tokens, which are the classes, and return logits (B, T, num_classes); those of
+    RECONSTRUCTING return maps (B, num_classes, height, width): means, and then log-precisions.
     Its parameters are drawn from torch's global generator.  A word, type or value that the model does not
     know is a `UsageError`.
     """

@@ -13,7 +13,7 @@ from sidestep.models.chained import Chained, positive
 
 
 def autoencoder(input_shape: tuple[int, int, int], num_classes: int, width: int = 32, latent: int = 32) -> Chained:
-    """Two strided convolutions, L numbers, and back, with variance channels (Kappel et al. 2023, arXiv:2305.14974).
+    """Two strided convolutions, `latent` numbers, and back, with variance channels (arXiv:2305.14974).
 
     num_classes: the channels of its answer (B, num_classes, height, width): means, and then log-precisions.
     """

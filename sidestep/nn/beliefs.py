@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .divergences import kl
 from .heads import Head
-from .schedules import remainders
+from .per_block import remainders
 
 Direction = Literal["code", "paper"]
 Use = Literal["features", "residual", "none"]

@@ -5,12 +5,10 @@ B batch, D features, (D, H, W) feature maps.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadKind, check_hidden
+from .heads import HeadKind, check_hidden, check_kind
 
 
 class MapDecoder(nn.Module):
@@ -33,8 +31,7 @@ class MapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         spatial = len(shape) == 3
-        if kind not in get_args(HeadKind):
-            raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
+        check_kind(kind)
         if kind == ("mlp" if spatial else "conv"):
             raise ValueError(f"got head={kind!r} for features of shape {tuple(shape)}, expected auto or linear.")
         check_hidden(width, depth)

@@ -31,6 +31,11 @@ HIDDEN = "head", ("auto", "conv", "mlp")
 """The field, and its values, that read width and depth, as `Method.check_read` has it."""
 
 
+def check_kind(kind: str) -> None:
+    if kind not in get_args(HeadKind):
+        raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
+
+
 def check_hidden(width: int, depth: int) -> None:
     """Raises ValueError for hidden layers of a head that are none."""
     for name, value in (("head_width", width), ("head_depth", depth)):
@@ -58,8 +63,7 @@ class Head(nn.Module):
         per_token: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in get_args(HeadKind):
-            raise ValueError(f"got head={kind!r}, expected one of {', '.join(get_args(HeadKind))}.")
+        check_kind(kind)
         spatial = len(shape) == 3 and shape[1] * shape[2] > 1
         if kind == "conv" and not spatial:
             raise ValueError(

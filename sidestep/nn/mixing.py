@@ -12,7 +12,7 @@ Mixing = float | str
 
 
 @dataclass(frozen=True)
-class Schedule:
+class MixingSchedule:
     """m at the knots, at least 0, and how it moves between them."""
 
     shares: tuple[float, ...]  # ascending, from 0 to 1
@@ -33,7 +33,7 @@ class Schedule:
         return first + (last - first) * done
 
 
-def mixing(spec: Mixing) -> Schedule:
+def mixing(spec: Mixing) -> MixingSchedule:
     """The schedule that `spec` writes.  Raises ValueError for a value below 0, NaN, or knots that leave a gap."""
     try:
         found = _parse(spec)
@@ -52,15 +52,15 @@ def mixing(spec: Mixing) -> Schedule:
     return found
 
 
-def _parse(spec: Mixing) -> Schedule:
+def _parse(spec: Mixing) -> MixingSchedule:
     if isinstance(spec, int | float):
-        return Schedule((0.0, 1.0), (float(spec),) * 2)
+        return MixingSchedule((0.0, 1.0), (float(spec),) * 2)
     kind, _, rest = spec.partition(":")
     if kind in ("linear", "cosine"):
         first, last = (float(part) for part in rest.split(":"))
-        return Schedule((0.0, 1.0), (first, last), kind == "cosine")
+        return MixingSchedule((0.0, 1.0), (first, last), kind == "cosine")
     if ":" not in spec:
         return _parse(float(spec))
     knots = [[float(part) for part in knot.split(":")] for knot in spec.split(",")]
     shares, values = zip(*((share, value) for share, value in knots), strict=True)
-    return Schedule(shares, values)
+    return MixingSchedule(shares, values)

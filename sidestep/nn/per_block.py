@@ -1,4 +1,4 @@
-"""One number per block, written as a word: the weights alpha of SID, and the label smoothing of every method.
+"""One number per block, written as a word: the weights alpha of SID, and label smoothing that follows them.
 
 K blocks, counted from 1 in the equations: r_i = prod_{j <= i} (1 - alpha_j).
 """
@@ -49,6 +49,10 @@ def smoothings(spec: float | str, count: int | None = None) -> tuple[float, ...]
         value = float(spec)
     except ValueError:
         raise ValueError(f"got label_smoothing={spec!r}, expected a number in [0, 1), sid, or sid:ALPHA.") from None
+    check_smoothing(value)
+    return (value,) * (count or 1)
+
+
+def check_smoothing(value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"got label_smoothing={value}, expected a number in [0, 1).")
-    return (value,) * (count or 1)

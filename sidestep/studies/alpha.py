@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sidestep.nn.schedules import alphas, remainders
+from sidestep.nn.per_block import alphas, remainders
 from sidestep.report.build import and_
 from sidestep.report.figures import Line, dots, lines, slack
 from sidestep.report.study import Page, Section

@@ -34,7 +34,7 @@ from sidestep.nn.beliefs import (
 )
 from sidestep.nn.divergences import kl
 from sidestep.nn.heads import Head
-from sidestep.nn.schedules import remainders
+from sidestep.nn.per_block import remainders
 
 BATCH = 6
 DIRECTIONS: tuple[Direction, ...] = ("code", "paper")

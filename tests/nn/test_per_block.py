@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.nn.schedules import PerBlock, alphas, remainders, smoothings
+from sidestep.nn.per_block import PerBlock, alphas, remainders, smoothings
 
 weights = st.lists(st.floats(0.01, 1), min_size=1, max_size=8).map(tuple)
 
