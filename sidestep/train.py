@@ -45,7 +45,7 @@ from sidestep.stopping import Stopped, Stopping, on_signals
 from sidestep.summary import of_answers, of_costs, of_training
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
-DIAGNOSED = 128  # samples that a method's diagnostics are of
+DIAGNOSED = 128  # labels, or samples with numbers, that a method's diagnostics are of
 LOSS_SUM = "progress/loss_sum"  # of the blocks' objectives since the epoch began, in a checkpoint
 
 
@@ -188,7 +188,8 @@ class Trainer:
         assembly, chain, steps = self.assembly, self.assembly.engine.inference_chain, self.engine.steps
         val = assembly.data.val
         x, y = assembly.batches(steps - 1) if val is None else next(assembly.eval_batches(val))
-        batch = Batch(x[:DIAGNOSED], y[:DIAGNOSED], steps, progress=steps / assembly.total_steps)
+        first = max(DIAGNOSED // (y[0].numel() if assembly.task.per_token else 1), 1)
+        batch = Batch(x[:first], y[:first], steps, progress=steps / assembly.total_steps)
         with evaluating(*(part for _, part in chain.parts())):
             found = assembly.method.diagnostics(chain, batch, assembly.task)
         return {name: list(values) for name, values in found.items()}

@@ -18,6 +18,7 @@ from sidestep import summary as ending
 from sidestep import train as training
 from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, flat, resolve
+from sidestep.core.cell import Batch
 from sidestep.data.sources import load
 from sidestep.progress import Progress
 from sidestep.run import load_run, to_parts
@@ -351,3 +352,17 @@ def test_a_quiet_run_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr("sidestep.progress.LINE_SECONDS", 0.0)
     Trainer(assemble(configured()), quiet=True).train()
     assert capsys.readouterr() == ("", "")
+
+
+def test_diagnostics_are_of_so_many_labels_where_a_sample_has_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text's angles take a backward call a class over all its tokens."""
+    seen: list[Batch] = []
+
+    def diagnose(method: object, chain: object, batch: Batch, task: object) -> dict[str, list[float]]:
+        seen.append(batch)
+        return {}
+
+    monkeypatch.setattr("sidestep.methods.bll.diagnose", diagnose)
+    Trainer(assemble(configured("bll", data="reversal", model="encoder", blocks="2"))).diagnostics()
+    (batch,) = seen
+    assert batch.y is not None and DIAGNOSED - batch.y.shape[1] < batch.y.numel() <= DIAGNOSED

@@ -283,6 +283,11 @@ def _verify(model: nn.Module, slices: Slices, sample: Tensor, expected: Tensor) 
                     f"{other!r} of block {j} and {name!r} of block {k} are the same {type(owned).__name__}; cut so that"
                     " both lie in one block, or give each block its own."
                 )
+    if not expected.isfinite().all():
+        raise UsageError(
+            f"the answer of {type(model).__name__} is NaN or infinite for the sample, expected finite numbers; look at "
+            "its parameters and the data."
+        )
     x = sample.clone()
     for k, body in enumerate(slices.bodies):
         # torch counts writes into a tensor, but has no public name for the count.

@@ -19,7 +19,8 @@ Block k learns f_k, twin_k and its read-outs from F_k; a_k's mean goes up, u_k g
 E_rho by sampling or in closed form, F_k bounds -log E_alpha[p_k(y | z_k)] from above, the messages given: any rho does.
 
 Where targets are numbers, p_k(y | z) = N(y; g_k(z)) with a decoder g_k of the block's own, the twin runs on the targets
-of the batch, and centred means over the batch.  F_k is then taken in nats a number.
+of the batch, and centred means over the micro-batch: what a sample's target says beyond the others'.  So what is learnt
+depends on how many there are, and one alone would say nothing.  F_k is then taken in nats a number.
 
 likelihood: E_rho[log p_k] at a sample of rho, as its bound in closed form, or at the mean of rho.  That is no bound: a
 message moves the mean, which a read-out without noise can tell for less divergence than it gains, so that a block is
@@ -49,6 +50,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
 from sidestep.core.program import Down, Program, Up
 from sidestep.core.task import Classification, Regression, Task
+from sidestep.core.units import evaluating
 from sidestep.families.family import Family, cross_entropy_bound, inner
 from sidestep.nn.latents import Latents, Passed, ReadOut, answer_at, answer_of, lifting, opened
 from sidestep.nn.mixing import mixing
@@ -93,7 +95,19 @@ class BLL(Fields):
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout
             blocks.append(Block(k, count, net, **extras))
+        self.check_laws(blocks, task.sample)
         return Chain(blocks, at=slices.at)
+
+    @torch.no_grad()
+    def check_laws(self, blocks: Sequence[Block], sample: Tensor) -> None:
+        """Raises UsageError where a block gives natural parameters of no law, such as a precision of 0."""
+        h = sample
+        with evaluating(*blocks):
+            for block in blocks:
+                latents, _, _ = parts(block)
+                raw = latents.raw(block.net(h))
+                latents.family.check(latents.family.around(raw, *latents.learnt))
+                h = latents.features(latents.told(raw))
 
     def program(self) -> Program:
         return (Up(self.match),) if self.twin == "linear" else (Down(self.feedback), Up(self.match))
@@ -122,6 +136,11 @@ class BLL(Fields):
         m = self.mixed(cell)  # first: an error must not come after BatchNorm has moved
         messages, weights = self.said(cell, twin)
         assert messages is not None
+        if len(messages) == 1 and m > 0 and isinstance(cell.task, Regression):
+            raise ValueError(
+                "got one sample in a micro-batch, expected more: a message about numbers is less the micro-batch's "
+                "mean; give larger batches, or m=0."
+            )
         raw = latents.raw(block.net(h))
         told = latents.told(raw)
         passed = latents.features(told)
@@ -140,7 +159,7 @@ class BLL(Fields):
         loss = self.kl_weight * far + miss
         if "classifier" in block.extras:
             loss = loss + cell.task.loss(block.extras["classifier"](passed), cell.y, self.label_smoothing)
-        send = latents.features(of_rho[0]) if self.bootstrap else passed
+        send = latents.features(of_rho[0]).to(passed.dtype) if self.bootstrap else passed
         return Emit(send=(send,), loss=loss, metrics={"kl": far.detach(), "miss": miss.detach()})
 
     def read(self, cell: Cell, h: Tensor) -> Emit:

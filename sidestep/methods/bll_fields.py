@@ -90,6 +90,13 @@ class Fields(Method):
 
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
+        images = any(len(shape) == 3 for shape in shapes)
+        lifted = images if self.read_out == "auto" else self.read_out == "lifted"
+        if self.draws and self.likelihood == "plug-in" and (lifted or isinstance(task, Regression)):
+            raise ValueError(
+                "got draws and likelihood='plug-in' with a read-out that is a network, whose running statistics are "
+                "then of no sample; use likelihood='sample'."
+            )
         if isinstance(task, Regression):
             for name, value in (("likelihood", "closed"), ("detach", "both")):
                 if getattr(self, name) == value:
@@ -97,15 +104,9 @@ class Fields(Method):
             self.check_left_out(("read_out", "label_smoothing", "centre"), "targets that are numbers")
             self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
             return self
-        images = any(len(shape) == 3 for shape in shapes)
-        chosen = self if self.read_out != "auto" else replace(self, read_out="lifted" if images else "linear")
-        lifted = ("read_out", ("lifted",))
-        chosen.check_read({"head": lifted, "head_width": lifted, "head_depth": lifted})
-        if self.draws and chosen.read_out == "lifted" and self.likelihood == "plug-in":
-            raise ValueError(
-                "got draws with a lifted read-out and likelihood='plug-in', whose running statistics are of no sample; "
-                "use likelihood='sample'."
-            )
+        where = ("read_out", ("lifted",))
+        chosen = replace(self, read_out="lifted" if lifted else "linear")
+        chosen.check_read({"head": where, "head_width": where, "head_depth": where})
         return chosen
 
     def law(self) -> Family:

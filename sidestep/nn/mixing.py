@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Mixing = float | str
-"""1; linear:1:0 or cosine:1:0, from the first step to the last; or knots 0:1,0.5:0.2,1:0, SHARE:M, straight between."""
+"""1; linear:1:0 or cosine:1:0, from the first step to the last's end; or knots 0:1,0.5:0.2,1:0, SHARE:M, straight."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ DIAGNOSTICS = {
         "Bound",
         "bound, nats",
         "Of each block, on validation samples: the Kullback-Leibler divergence from what it says to what the target "
-        "asks of it, and what its own read-out then pays for the label. No smaller than what that read-out pays alone.",
+        "asks of it, and what its own read-out then pays for the label. Not smaller than what it pays alone: of "
+        "a linear read-out for every sample, of another, where it is estimated by sampling, in expectation.",
     ),
     "gap": Diagnostic(
         "How tight the bound is",

@@ -841,3 +841,14 @@ def test_a_mirror_of_a_network_that_goes_from_maps_to_tokens_is_refused_with_the
     with pytest.raises(UsageError, match=r"got blocks of shape \(4, 6, 6\) and \(4, 8\), expected two of a kind"):
         engine_for(linear_bll(twin="mirror"), model, blocks=2)
     engine_for(linear_bll(), model, blocks=2).step(some_batch())
+
+
+@pytest.mark.parametrize(("bias", "words"), [(1e20, r"got a precision of 0 for Gaussian"), (math.inf, "is NaN or inf")])
+def test_a_network_whose_latents_are_no_laws_is_refused_before_training(bias: float, words: str) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(4, 6)
+    nn.init.constant_(first.bias, bias)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    task = Classification(CLASSES, torch.randn(2, 4))
+    with pytest.raises(UsageError, match=words):
+        BLL().build(model, task, CutPlan(2))

@@ -115,12 +115,23 @@ def test_a_precision_that_is_learnt_is_that_of_the_errors() -> None:
         (BLL(read_out="lifted"), "got read_out=lifted with targets that are numbers, which does not read it"),
         (BLL(label_smoothing=0.1), r"got label_smoothing=0\.1 with targets that are numbers, which does not"),
         (BLL(centre="classes"), "got centre=classes with targets that are numbers, which does not read it"),
+        (BLL(draws=2, likelihood="plug-in"), "got draws and likelihood='plug-in' with a read-out that is a network"),
         (BLL(head="linear", head_width=64), "got head_width=64 with head='linear', which does not read it"),
     ],
 )
 def test_what_is_of_classes_only_is_refused_when_it_is_built(method: BLL, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         engine(method)
+
+
+def test_one_sample_alone_is_refused_where_it_could_say_nothing() -> None:
+    x, y = data()
+    made = engine(BLL(m=0.5))
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    with pytest.raises(ValueError, match=r"got one sample in a micro-batch, .* less the micro-batch's mean"):
+        made.step((x[:1], y[:1]))
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    assert engine(BLL(m=0.0)).step((x[:1], y[:1])).loss.isfinite().all()
 
 
 def test_messages_are_centred_over_the_batch() -> None:
