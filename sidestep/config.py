@@ -18,10 +18,10 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sidestep import models
-from sidestep.bench.recipes import Optimizer, Select, model_for, recipe_for, recipe_named
 from sidestep.errors import DataError, UsageError, unknown
 from sidestep.files import read_text
 from sidestep.methods import METHODS, method_class, method_fields, method_name
+from sidestep.recipes import Optimizer, Select, model_for, recipe_for, recipe_named
 from sidestep.schedules import Schedule
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from sidestep.bench.recipes import RECIPES, Recipe
 from sidestep.config import OPTIONS, TrainConfig, kinds, resolve
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import METHODS, method_class
+from sidestep.recipes import RECIPES, Recipe
 
 Result = dict[str, Any]
 """What a command found; `text` is the table for people."""

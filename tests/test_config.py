@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.bench.recipes import RECIPES
 from sidestep.config import OPTIONS, TrainConfig, build_method, flat, from_toml, kinds, resolve, to_toml
 from sidestep.core.cut import Balance
 from sidestep.errors import DataError, UsageError
 from sidestep.methods import METHODS
 from sidestep.methods.sid import SID
+from sidestep.recipes import RECIPES
 
 
 def written(folder: Path, text: str) -> Path:

@@ -139,7 +139,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-FAMILIES: dict[str, str] = {
+RECIPE_OF: dict[str, str] = {
     "mlp": "mlp",
     "resmlp": "mlp",
     "simplecnn": "simplecnn",
@@ -172,7 +172,7 @@ def model_for(data: str) -> str:
 
 def recipe_for(data: str, model: str) -> Recipe:
     """The recipe of a model on a data set.  A model that is not listed, a user's own, gets `mlp`'s."""
-    family = FAMILIES.get(model, "mlp")
+    family = RECIPE_OF.get(model, "mlp")
     return RECIPES.get(f"{family}-{kind_of(data)}", RECIPES[family])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.bench.recipes import FAMILIES, RECIPES, recipe_for, recipe_named
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 from sidestep.methods import METHODS
 from sidestep.models import MODELS, SEQUENCE
+from sidestep.recipes import RECIPE_OF, RECIPES, recipe_for, recipe_named
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg-q95")
 SEQUENCES = ("reversal", "pointers-4", "tinyshakespeare")
@@ -16,8 +16,8 @@ AUGMENT = {"digits": "none", "mnist": "none", "fashion-mnist": "flip", "cifar10"
 
 
 def test_every_model_has_a_family_and_every_family_a_row_of_its_own() -> None:
-    assert set(FAMILIES) == set(MODELS)
-    assert set(FAMILIES.values()) <= set(RECIPES)
+    assert set(RECIPE_OF) == set(MODELS)
+    assert set(RECIPE_OF.values()) <= set(RECIPES)
 
 
 @pytest.mark.parametrize(
