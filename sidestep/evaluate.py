@@ -104,7 +104,7 @@ def run(
     A run that was not to read the test set is judged on its validation split.  ood: the name of another data set, whose
     test split joins the measures of uncertainty, which replace those in the run's folder, if that can be written.
     """
-    from sidestep.report.evidence import keep_uncertainty
+    from sidestep.measure.evidence import keep_uncertainty
     from sidestep.run import load_run
 
     finished = load_run(path)

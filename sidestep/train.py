@@ -301,7 +301,7 @@ class Trainer:
 
             write_model(self.assembly, summary, self.folder / "model")
             if self.config.report:
-                from sidestep.report.evidence import write_evidence
+                from sidestep.measure.evidence import write_evidence
 
                 write_evidence(self.assembly, self.folder, costs=costs)
             # After all else: a folder with a summary is a finished run.

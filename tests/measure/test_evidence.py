@@ -22,10 +22,10 @@ from sidestep.config import resolve
 from sidestep.data.order import eval_batches
 from sidestep.data.samples import Samples, Source
 from sidestep.files import only_writer
+from sidestep.measure.evidence import choose, examples, image, in_turn, keep_uncertainty, write_evidence
 from sidestep.measure.isolation import audit
 from sidestep.measure.readouts import collect
 from sidestep.measure.uncertainty import uncertainty
-from sidestep.report.evidence import choose, examples, image, in_turn, keep_uncertainty, write_evidence
 
 
 def read(path: Path) -> Any:
@@ -122,7 +122,7 @@ def test_one_pass_over_the_test_set_serves_examples_and_uncertainty(
         passes.append(source)
         return collect(made, source)
 
-    for module in ("report.evidence", "measure.uncertainty"):
+    for module in ("measure.evidence", "measure.uncertainty"):
         monkeypatch.setattr(f"sidestep.{module}.collect", counted)
     write_evidence(assembly, tmp_path, costs=False)
     assert [source is assembly.test for source in passes] == [True, False]  # and one over validation, for T
@@ -134,7 +134,7 @@ def test_tokens_with_labels_of_their_own_have_no_examples(tmp_path: Path, monkey
         logits, y = collect(made, source)
         return logits.repeat_interleave(2, 1), y.repeat_interleave(2)
 
-    monkeypatch.setattr("sidestep.report.evidence.collect", doubled)
+    monkeypatch.setattr("sidestep.measure.evidence.collect", doubled)
     write_evidence(digits(), tmp_path, costs=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "uncertainty.json"]
     assert read(tmp_path / "uncertainty.json")["samples"] == 2 * 359
