@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from sidestep.data.sources import load
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.errors import UsageError, unknown
+from sidestep.methods import method_class
 from sidestep.schedules import schedule
 
 EVAL_BATCH = 512
@@ -240,6 +242,30 @@ def assemble(
         total_steps=config.epochs * batches.steps_per_epoch,
     )
     return Assembly(resolved, method, model, task, engine, data, batches)
+
+
+def with_method(assembly: Assembly, name: str) -> Assembly:
+    """Another method on the same data and a copy of the network, by the same settings, but as plain eager code.
+
+    The run's own has its fields and engine; any other its default fields, and it streams.
+    """
+    config = replace(assembly.config, compile=False, cuda_graph=False)
+    if name == config.method:
+        return assemble(config, data=assembly.data, model=copy.deepcopy(assembly.model), method=assembly.method)
+    tries = [config.blocks]
+    config = replace(config, method=name, engine="streaming")  # not every method can be stacked
+    if assembly.chain.hub is not None:
+        # Modules around a shared extractor can outnumber the units at which the network itself can be cut.
+        tries = sorted({1, 2, 4, config.blocks}, reverse=True)
+        config = replace(config, freeze=())  # it named modules, which are none of this one's blocks
+    for blocks in tries:
+        other = replace(config, blocks=blocks, at=config.at if blocks == len(config.at) + 1 else ())
+        try:
+            return assemble(other, data=assembly.data, model=copy.deepcopy(assembly.model), method=method_class(name)())
+        except UsageError:
+            if blocks == tries[-1]:
+                raise
+    raise AssertionError("a network that was assembled can be cut into one block")
 
 
 def place(module: nn.Module, device: torch.device, memory_format: torch.memory_format) -> None:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from sidestep.assemble import assemble
+from sidestep.assemble import assemble, with_method
 from sidestep.config import CONFIG, TrainConfig
 from sidestep.errors import UsageError
 from sidestep.files import write_json
 from sidestep.folder import COMPARISON, REPORT
-from sidestep.measure.cost import cost_rows, like
+from sidestep.measure.cost import cost_rows
 from sidestep.run import enter
 
 SPREAD = ("test_accuracy", "test_nll", "test_brier", "test_ece", "val_accuracy")
@@ -61,7 +61,7 @@ def run(
         # What a run costs is measured once a method, below, in turn with the others.
         summaries[config.method].append(train.run(config, costs=False))
     fresh = {method: assemble(replace(make(method, 0), compile=False, cuda_graph=False)) for method in methods}
-    fresh.setdefault("backprop_checkpointed", like(fresh["backprop"], "backprop_checkpointed"))
+    fresh.setdefault("backprop_checkpointed", with_method(fresh["backprop"], "backprop_checkpointed"))
     folders = [out / f"{config.method}-seed{config.seed}" for config in configs]
     found: dict[str, object] = {
         "data": first.data,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from sidestep.assemble import Assembly
+from sidestep.assemble import Assembly, with_method
 from sidestep.core.task import Classification
 from sidestep.evaluate import evaluate, last, losses, named
-from sidestep.measure.cost import cost, like
+from sidestep.measure.cost import cost
 from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
 from sidestep.measure.regression import deviations_of_the_answer
@@ -67,7 +67,7 @@ def of_costs(assembly: Assembly, timed: tuple[float, int], ranks: int) -> dict[s
         "samples_per_second": config.batch_size * steps / seconds if seconds else None,
         "step_ms": 1000 * seconds / steps if steps else None,
         "peak_rss_mb": peak_rss_mb(),
-        **cost(like(assembly, config.method)),
+        **cost(with_method(assembly, config.method)),
         "commit": commit(),
         "torch": torch.__version__,
         "device": device_name(assembly.device),

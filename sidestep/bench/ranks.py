@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sidestep.assemble import Assembly, optimizer_factory
+from sidestep.assemble import Assembly, optimizer_factory, with_method
 from sidestep.bench.busy import WHOLE, calibrations
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
@@ -22,7 +22,6 @@ from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
 from sidestep.launch import spawn
-from sidestep.measure.cost import like
 from sidestep.measure.timing import interleaved, ratios, threads
 from sidestep.placement import Placement
 from sidestep.ranks import Ranks, joined
@@ -47,7 +46,7 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
     found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
     if train:
         assembly = benched(config, "clip")
-        found["accuracy"] = {name: accuracy(like(assembly, name)) for name in (config.method, "backprop")}
+        found["accuracy"] = {name: accuracy(with_method(assembly, name)) for name in (config.method, "backprop")}
     return found | {"text": ranks_table(found)}
 
 
@@ -150,7 +149,7 @@ def singles(assembly: Assembly, engine: Streaming, ranks: Ranks) -> dict[str, St
     model = copy.deepcopy(assembly.model)
     backprop = PlainStep(model, make(model.parameters()), **options).step
     found: dict[str, Step] = {}
-    for name, whole in ((method, like(assembly, method).engine.step), ("backprop", backprop)):
+    for name, whole in ((method, with_method(assembly, method).engine.step), ("backprop", backprop)):
         found[name_of(name, 1)] = whole
         found[name_of(name, 1, most)] = partial(threaded, whole)
     for m in MICROBATCHES:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidestep.assemble import Assembly, assemble, optimizer_factory
+from sidestep.assemble import Assembly, assemble, optimizer_factory, with_method
 from sidestep.bench.plain import CheckpointedStep, DeepSupervisionStep, PlainStep, PlainTraining
 from sidestep.bench.reference import ReferenceSID
 from sidestep.config import TrainConfig
@@ -23,7 +23,6 @@ from sidestep.engines.captured import WARM_UP, CapturedStep
 from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
-from sidestep.measure.cost import like
 from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
@@ -49,7 +48,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     make = optimizer_factory(config)
 
     def slices() -> Slices:
-        whole = like(assembly, "backprop")
+        whole = with_method(assembly, "backprop")
         plan = CutPlan(whole.config.blocks, config.balance, whole.config.at)
         return plan(whole.model, assembly.task.sample)
 
@@ -62,7 +61,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
             segments = [nn.Sequential(*nets[i : i + length]) for i in range(0, count, length)]
             parameters = [p for segment in segments for p in segment.parameters()]
             found[f"plain checkpointed/{length}"] = CheckpointedStep(segments, make(parameters), **options)
-    chain = like(assembly, "deep_supervision").chain
+    chain = with_method(assembly, "deep_supervision").chain
     nets, heads = [b.net for b in chain.blocks], [b.extras["head"] for b in chain.blocks[:-1]]
     parameters = [p for m in (*nets, *heads) for p in m.parameters()]
     found["plain deep supervision"] = DeepSupervisionStep(nets, heads, make(parameters), **options)
@@ -93,7 +92,7 @@ def benched(config: TrainConfig, *without: str) -> Assembly:
 
 def fresh(assembly: Assembly, name: str) -> Assembly:
     """The same network and settings with another method, compiled or a CUDA graph if they say so."""
-    made, config = like(assembly, name), assembly.config
+    made, config = with_method(assembly, name), assembly.config
     if eager(config):
         return made
     config = replace(made.config, compile=config.compile, cuda_graph=config.cuda_graph)
@@ -227,7 +226,7 @@ def against_reference(assembly: Assembly, steps: int, train: bool) -> dict[str, 
         "sidestep, fp32": fp32.engine.step,
     }
     if assembly.config.precision != "fp32":
-        candidates[f"sidestep, {assembly.config.precision}"] = like(assembly, "sid").engine.step
+        candidates[f"sidestep, {assembly.config.precision}"] = with_method(assembly, "sid").engine.step
     found = measured(assembly, candidates, "reference, fp32", steps)
     for row in found["rows"]:
         for name, other in (("speedup", "ratio"), ("speedup_low", "ratio_high"), ("speedup_high", "ratio_low")):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
-from sidestep.assemble import Assembly, assemble
-from sidestep.errors import UsageError
+from sidestep.assemble import Assembly, with_method
 from sidestep.measure.flops import flops_per_sample
 from sidestep.measure.memory import MB, activation_bytes
 from sidestep.measure.timing import Timing, interleaved, ratios
-from sidestep.methods import method_class
 
 BASELINES = ("backprop", "backprop_checkpointed")
 
@@ -22,7 +18,7 @@ def cost(assembly: Assembly) -> dict[str, object]:
 
     FLOPs of a training step, of what inference runs, of every read-out, and of the network without what was added.
 
-    Takes real steps: measure a copy (`like`) of a network that is still needed.
+    Takes real steps: measure a copy (`with_method`) of a network that is still needed.
     """
     engine, batch = assembly.engine, assembly.batches(0)
     engine.step(batch)  # optimizer state and caches are made by the first
@@ -45,30 +41,10 @@ def cost(assembly: Assembly) -> dict[str, object]:
     }
 
 
-def like(assembly: Assembly, name: str) -> Assembly:
-    """The same network, data and settings with another method, which has its default fields if it is not the run's."""
-    config = replace(assembly.config, compile=False, cuda_graph=False)
-    if name == config.method:
-        return assemble(config, data=assembly.data, model=copy.deepcopy(assembly.model), method=assembly.method)
-    # Modules around a shared extractor can outnumber the units at which the network itself can be cut.
-    tries = [config.blocks] if assembly.chain.hub is None else sorted({1, 2, 4, config.blocks}, reverse=True)
-    config = replace(config, method=name, engine="streaming")  # not every method can be stacked
-    for blocks in tries:
-        other = replace(config, blocks=blocks, at=config.at if blocks == len(config.at) + 1 else ())
-        if assembly.chain.hub is not None:
-            other = replace(other, freeze=())  # it named modules, which are none of this one's blocks
-        try:
-            return assemble(other, data=assembly.data, model=copy.deepcopy(assembly.model), method=method_class(name)())
-        except UsageError:
-            if blocks == tries[-1]:
-                raise
-    raise AssertionError("a network that was assembled can be cut into one block")
-
-
 def costs(assembly: Assembly, rounds: int = 5) -> list[dict[str, object]]:
     """The method's costs beside backprop's and checkpointed backprop's on the same network, timed in turn."""
     return cost_rows(
-        {name: like(assembly, name) for name in dict.fromkeys([assembly.config.method, *BASELINES])}, rounds
+        {name: with_method(assembly, name) for name in dict.fromkeys([assembly.config.method, *BASELINES])}, rounds
     )
 
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from sidestep.assemble import Assembly, assemble
+from sidestep.assemble import Assembly, assemble, with_method
 from sidestep.bench import machines, memory, ranks, scale, step
 from sidestep.config import TrainConfig, resolve, to_toml
 from sidestep.errors import UsageError
-from sidestep.measure.cost import like
 from sidestep.measure.memory import MB
 
 
@@ -104,10 +103,10 @@ def test_what_a_rival_does_not_do_is_refused(
 
 def test_baselines_of_a_stack_are_not_stacked_and_of_frozen_modules_not_frozen() -> None:
     """Backprop's two passes cannot be, and where modules outnumber what can be cut there is no such block."""
-    assert like(small(engine="stacked"), "backprop").config.engine == "streaming"
+    assert with_method(small(engine="stacked"), "backprop").config.engine == "streaming"
     modules = assemble(resolve("sid", {"model": "simplecnn", "blocks": 12, "freeze": "9", "sid.form": "shared"}))
-    assert like(modules, "backprop").config.freeze == ()
-    assert like(small(freeze="1"), "backprop").config.freeze == (1,)
+    assert with_method(modules, "backprop").config.freeze == ()
+    assert with_method(small(freeze="1"), "backprop").config.freeze == (1,)
 
 
 def test_the_reference_is_sids_published_form_only() -> None:
