@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sidestep.core.task import Classification, Regression, Task
     from sidestep.engines.streaming import Streaming
     from sidestep.engines.update import UpdateRule
-    from sidestep.measure.isolation import measure as audit
+    from sidestep.measure.isolation import audit
     from sidestep.methods.backprop import Backprop, BackpropCheckpointed
     from sidestep.methods.bll import BLL
     from sidestep.methods.deep_supervision import DeepSupervision
@@ -36,7 +36,7 @@ _WHERE = {
     "Streaming": "engines.streaming",
     "Task": "core.task",
     "UpdateRule": "engines.update",
-    "audit": "measure.isolation:measure",
+    "audit": "measure.isolation",
     "compare": "api",
     "cut": "core.cut",
     "fit": "api",
@@ -68,8 +68,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"module 'sidestep' has no attribute {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
-    return getattr(import_module(f"sidestep.{module}"), attribute or name)
+    return getattr(import_module(f"sidestep.{_WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -92,9 +92,9 @@ class Run:
 
     def audit(self) -> dict[str, object]:
         """Which parameters each block's loss reaches on this very network, and what its update depends on."""
-        from sidestep.measure.isolation import audit
+        from sidestep.measure.isolation import audit_assembly
 
-        return audit(self.assembly)
+        return audit_assembly(self.assembly)
 
     def _repr_html_(self) -> str:
         shown = (

@@ -23,7 +23,7 @@ from sidestep.data.samples import Samples, Source
 from sidestep.errors import Busy
 from sidestep.files import only_writer, strict_json, write_json, write_text_atomic
 from sidestep.measure.cost import costs as measure_costs
-from sidestep.measure.isolation import audit
+from sidestep.measure.isolation import audit_assembly
 from sidestep.measure.readouts import collect, reading
 from sidestep.measure.regression import deviations
 from sidestep.measure.uncertainty import uncertainty
@@ -43,7 +43,7 @@ def write_evidence(assembly: Assembly, folder: Path, costs: bool = True) -> None
     that there are none.  Of tokens with labels of their own there are no examples.  Of targets that are numbers both
     are in deviations.json.
     """
-    write_json(folder / AUDIT, audit(assembly))
+    write_json(folder / AUDIT, audit_assembly(assembly))
     if costs:
         write_json(folder / COSTS, measure_costs(assembly))
     source = assembly.test or assembly.data.val

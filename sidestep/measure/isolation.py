@@ -35,8 +35,21 @@ def reached_parts(gradients: dict[str, Tensor]) -> set[int | None]:
     return {part_of(name) for name, gradient in gradients.items() if bool(gradient.any())}
 
 
-def measure(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
-    """Audit an engine on one batch (x, y); nothing is changed by it."""
+def audit(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
+    """Audit an engine on one batch (x, y); nothing is changed by it.
+
+    isolated            whether every block's loss reaches that block's own parameters only
+    agrees              whether all that is measured is what follows from the program
+    gradients_cross     whether the program sends gradients over the cuts; down: its passes that later blocks send by
+    blocks              a dict for each `block`, counted from 0:
+        has_loss            whether its loss reaches any parameter; a frozen block's may reach none
+        reaches             the blocks whose parameters its loss reaches; reaches_shared: whether it reaches the hub's
+        depends_on_later    the later blocks that its update depends on
+        derived_...         what the program says of the two; agrees: whether that is so
+    shared              names of the hub's parameters, if they are trained
+    shared_depends_on   the blocks that their update depends on
+    locks               of the program: forward, backward, update
+    """
     count, derived, chain = len(engine.chain.blocks), engine.derived, engine.chain
     reach: list[set[int | None]] = [reached_parts(engine.gradients(batch, losses={n})) for n in range(count)]
     before = engine.gradients(batch)
@@ -109,10 +122,10 @@ class disturbed:
             p.copy_(kept)
 
 
-def audit(assembly: Assembly) -> dict[str, object]:
+def audit_assembly(assembly: Assembly) -> dict[str, object]:
     """Audit a run's network on a batch of its training data."""
     x, y = assembly.batches(0)
-    found = measure(assembly.engine, (x[:AUDIT_BATCH], y[:AUDIT_BATCH]))
+    found = audit(assembly.engine, (x[:AUDIT_BATCH], y[:AUDIT_BATCH]))
     config = assembly.config
     return {"method": config.method, "model": config.model, "data": config.data, "count": config.blocks} | found
 
@@ -121,7 +134,7 @@ def run(config: TrainConfig) -> dict[str, object]:
     """What `sidestep audit METHOD` prints: the freshly built network, audited."""
     from sidestep.assemble import assemble
 
-    found = audit(assemble(config))
+    found = audit_assembly(assemble(config))
     return found | {"text": audit_text(found)}
 
 

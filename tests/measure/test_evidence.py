@@ -23,7 +23,7 @@ from sidestep.data.order import eval_batches
 from sidestep.data.samples import Samples, Source
 from sidestep.files import only_writer
 from sidestep.measure.evidence import choose, examples, image, in_turn, keep_uncertainty, write_evidence
-from sidestep.measure.isolation import audit
+from sidestep.measure.isolation import audit_assembly
 from sidestep.measure.readouts import collect
 from sidestep.measure.uncertainty import uncertainty
 
@@ -105,7 +105,7 @@ def test_evidence_changes_nothing_of_the_run(tmp_path: Path) -> None:
     write_evidence(assembly, tmp_path)
     after = assembly.engine.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(t, after[name]) for name, t in before.items())
-    assert read(tmp_path / "audit.json") == as_json(audit(assembly))
+    assert read(tmp_path / "audit.json") == as_json(audit_assembly(assembly))
     assert [row["method"] for row in read(tmp_path / "costs.json")] == ["sid", "backprop", "backprop_checkpointed"]
     assert read(tmp_path / "examples.json")["items"] == examples_of(assembly)[1]
     assert assembly.test is not None

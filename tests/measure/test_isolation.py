@@ -15,7 +15,7 @@ from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Task
-from sidestep.measure.isolation import audit_text, measure, numbers
+from sidestep.measure.isolation import audit, audit_text, numbers
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.bll import BLL
 from sidestep.methods.local_ce import LocalCE
@@ -53,7 +53,7 @@ def column(found: dict[str, Any], name: str) -> list[Any]:
 
 
 def test_every_method_is_found_as_isolated_as_its_program_says(case: Case) -> None:
-    found: dict[str, Any] = measure(engine_for(case.method), some_batch())
+    found: dict[str, Any] = audit(engine_for(case.method), some_batch())
     reaches, depends = EXPECTED[case.id]
     assert found["agrees"]
     assert found["isolated"] == case.isolated
@@ -67,7 +67,7 @@ def test_every_method_is_found_as_isolated_as_its_program_says(case: Case) -> No
 
 def test_a_shared_extractor_is_named_and_never_called_isolated(case: Case) -> None:
     engine = engine_for(case.method)
-    found: dict[str, Any] = measure(engine, some_batch())
+    found: dict[str, Any] = audit(engine, some_batch())
     if "shared" not in case.id:
         assert found["shared"] == []
         assert found["shared_depends_on"] == []
@@ -84,7 +84,7 @@ def test_a_shared_extractor_is_named_and_never_called_isolated(case: Case) -> No
 def test_a_frozen_extractor_leaves_the_blocks_isolated() -> None:
     model = small_net().requires_grad_(False)
     engine = engine_for(SID(form="shared"), model)
-    found: dict[str, Any] = measure(engine, some_batch())
+    found: dict[str, Any] = audit(engine, some_batch())
     assert found["isolated"]
     assert found["agrees"]
     assert found["shared"] == []
@@ -98,20 +98,20 @@ def test_a_frozen_extractor_leaves_the_blocks_isolated() -> None:
 @pytest.mark.parametrize("block", range(3))
 def test_a_frozen_block_is_reached_by_no_loss_and_contradicts_nothing(case: Case, block: int) -> None:
     engine = engine_for(case.method, freeze=[block])
-    found: dict[str, Any] = measure(engine, some_batch())
+    found: dict[str, Any] = audit(engine, some_batch())
     assert found["agrees"] and all(column(found, "agrees"))
     assert not any(block in reached for reached in column(found, "reaches"))
     assert column(found, "depends_on_later")[block] == []
 
 
 def test_with_all_but_the_last_block_frozen_backprop_is_isolated() -> None:
-    found: dict[str, Any] = measure(engine_for(Backprop(), freeze=[0, 1]), some_batch())
+    found: dict[str, Any] = audit(engine_for(Backprop(), freeze=[0, 1]), some_batch())
     assert found["isolated"] and found["agrees"]
     assert column(found, "reaches") == [[], [], [2]]
 
 
 def test_one_block_has_nobody_to_reach() -> None:
-    found: dict[str, Any] = measure(engine_for(Backprop(), blocks=1), some_batch())
+    found: dict[str, Any] = audit(engine_for(Backprop(), blocks=1), some_batch())
     assert found["agrees"]
     assert found["isolated"]
     assert column(found, "reaches") == [[0]]
@@ -126,7 +126,7 @@ def test_an_audit_changes_nothing(case: Case) -> None:
     expected = torch.rand(1), random.random()
     torch.manual_seed(5)
     random.seed(5)
-    measure(engine, some_batch(1))
+    audit(engine, some_batch(1))
     assert (torch.rand(1), random.random()) == expected
     after = engine.state_dict()
     assert after.keys() == before.keys()
@@ -187,7 +187,7 @@ class LeakForward(LocalCE):
 def test_a_gradient_that_leaks_into_the_block_before_is_found() -> None:
     engine = engine_for(LeakBackward())
     assert engine.derived.isolated  # so says the program, which cannot know
-    found: dict[str, Any] = measure(engine, some_batch())
+    found: dict[str, Any] = audit(engine, some_batch())
     assert column(found, "reaches") == [[0], [0, 1], [1, 2]]
     assert column(found, "derived_reaches") == [[0], [1], [2]]
     assert column(found, "agrees") == [True, False, False]
@@ -197,7 +197,7 @@ def test_a_gradient_that_leaks_into_the_block_before_is_found() -> None:
 
 def test_a_later_blocks_parameters_read_ahead_are_found() -> None:
     """Isolated by gradients, and yet its update depends on a block it should not know: the two are not the same."""
-    found: dict[str, Any] = measure(engine_for(LeakForward()), some_batch())
+    found: dict[str, Any] = audit(engine_for(LeakForward()), some_batch())
     assert column(found, "depends_on_later") == [[1], [2], []]
     assert column(found, "reaches") == [[0], [1], [2]]
     assert found["isolated"]
@@ -206,7 +206,7 @@ def test_a_later_blocks_parameters_read_ahead_are_found() -> None:
 
 
 def test_a_gradient_that_leaks_into_a_later_block_is_found() -> None:
-    found: dict[str, Any] = measure(engine_for(LeakForward(detached=False)), some_batch())
+    found: dict[str, Any] = audit(engine_for(LeakForward(detached=False)), some_batch())
     assert column(found, "reaches") == [[0, 1], [1, 2], [2]]
     assert not found["isolated"]
     assert not found["agrees"]
@@ -214,7 +214,7 @@ def test_a_gradient_that_leaks_into_a_later_block_is_found() -> None:
 
 def test_the_same_method_without_its_leak_passes() -> None:
     """Guards the tests above: it is the leak that is found, not the way it is planted."""
-    found: dict[str, Any] = measure(engine_for(LocalCE(), rule=sgd()), some_batch())
+    found: dict[str, Any] = audit(engine_for(LocalCE(), rule=sgd()), some_batch())
     assert found["isolated"]
     assert found["agrees"]
 
@@ -231,7 +231,7 @@ def test_blocks_are_counted_from_1_for_people(blocks: list[int], text: str) -> N
 
 def described(method: Method) -> str:
     about = {"method": "m", "model": "net", "count": 3, "data": "d"}
-    return audit_text(measure(engine_for(method), some_batch()) | about)
+    return audit_text(audit(engine_for(method), some_batch()) | about)
 
 
 def test_the_verdict_is_said_in_words() -> None:
