@@ -10,12 +10,13 @@ Both are measured through the engine that trains, and held against what the prog
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidestep.core.block import Chain
 from sidestep.core.keys import generator, key
 from sidestep.engines.streaming import Streaming
 
@@ -56,7 +57,7 @@ def audit(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     depends: list[list[int]] = [[] for _ in range(count)]
     shared_depends: list[int] = []
     for later in range(count):
-        with disturbed(chain, later):
+        with disturbed(chain.blocks[later], key("audit", later)):
             after = engine.gradients(batch)
         moved = {part_of(k) for k, g in before.items() if k not in after or not torch.equal(g, after[k])}
         for n in range(later):
@@ -102,24 +103,19 @@ def audit(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, object]:
     }
 
 
-class disturbed:
+@contextmanager
+@torch.no_grad()
+def disturbed(block: nn.Module, seed: int) -> Generator[None]:
     """A block's parameters with noise of a tenth of their own size added, and put back afterwards."""
-
-    def __init__(self, chain: Chain, block: int) -> None:
-        self.parameters = list(chain.blocks[block].parameters())
-        self.seed = key("audit", block)
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        self.kept = [p.clone() for p in self.parameters]
-        for i, p in enumerate(self.parameters):
-            noise = torch.randn(p.shape, generator=generator(self.seed + i)).to(p)
-            p.add_(noise * 0.1 * p.abs().mean().clamp_min(0.01))
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for p, kept in zip(self.parameters, self.kept, strict=True):
-            p.copy_(kept)
+    kept = [(p, p.clone()) for p in block.parameters()]
+    for i, (p, _) in enumerate(kept):
+        noise = torch.randn(p.shape, generator=generator(seed + i)).to(p)
+        p.add_(noise * 0.1 * p.abs().mean().clamp_min(0.01))
+    try:
+        yield  # with gradients as they were: torch decorates a generator call by call
+    finally:
+        for p, before in kept:
+            p.copy_(before)
 
 
 def audit_assembly(assembly: Assembly) -> dict[str, object]:
