@@ -148,7 +148,7 @@ def audit_text(found: dict[str, object]) -> str:
     lines.append(f"{'block':>5}  {'its loss reaches blocks':<28} {'its update depends on later':<28}")
     for b in blocks:
         reaches = numbers(b["reaches"]) + (" + shared" if b["reaches_shared"] else "")
-        reaches = reaches if b["has_loss"] else "(no loss of its own)"
+        reaches = reaches if b["has_loss"] else "(none, or it has no loss)"
         note = "" if b["agrees"] else "  <-- the program says otherwise"
         lines.append(f"{b['block'] + 1:>5}  {reaches:<28} {numbers(b['depends_on_later']) or 'none':<28}{note}")
     if down and any(b["depends_on_later"] for b in blocks):

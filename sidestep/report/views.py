@@ -48,7 +48,7 @@ def audit(found: dict[str, Any]) -> Audit:
             "train it together, so a step is not complete before every block’s gradient is there."
         )
     if silent:
-        words.append(f"No loss is taken at {named(silent)}.")
+        words.append(f"The loss of {each(silent, count)} reaches no parameter, or there is none.")
     if dependent:
         down = found.get("down")  # which audits of earlier runs do not have
         sent = f" Later blocks send: {', '.join(down)}." if down else ""

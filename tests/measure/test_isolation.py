@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,9 +230,9 @@ def test_blocks_are_counted_from_1_for_people(blocks: list[int], text: str) -> N
     assert numbers(blocks) == text
 
 
-def described(method: Method) -> str:
+def described(method: Method, freeze: Sequence[int] = ()) -> str:
     about = {"method": "m", "model": "net", "count": 3, "data": "d"}
-    return audit_text(audit(engine_for(method), some_batch()) | about)
+    return audit_text(audit(engine_for(method, freeze=freeze), some_batch()) | about)
 
 
 def test_the_verdict_is_said_in_words() -> None:
@@ -240,8 +241,9 @@ def test_the_verdict_is_said_in_words() -> None:
     assert isolated.endswith("measured and derived agree")
     crossing = described(Backprop())
     assert "\nnot isolated: losses reach the parameters of other blocks\n" in crossing
-    assert "(no loss of its own)" in crossing
+    assert "    1  (none, or it has no loss) " in crossing
     assert "\nlater blocks send: Down(backward)\n" in crossing
+    assert "    2  (none, or it has no loss) " in described(LocalCE(), freeze=[1])  # it has one, which reaches nothing
 
 
 def test_what_an_update_depends_on_is_named() -> None:

@@ -41,7 +41,7 @@ def test_backprop_has_one_loss_that_reaches_everything() -> None:
     assert seen.later == [("1", ["other", "other"]), ("2", ["", "other"])]
     assert seen.words[:3] == [
         "The loss of block 3 reaches the parameters of other blocks.",
-        "No loss is taken at blocks 1 and 2.",
+        "The loss of each of blocks 1 and 2 reaches no parameter, or there is none.",
         "The update of each of blocks 1 and 2 changes when a later block is perturbed. Later blocks send: "
         "Down(backward).",
     ]
