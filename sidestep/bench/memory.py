@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sidestep.bench.step import as_set, benched, circumstances, fresh, plain_baselines
+from sidestep.bench.step import as_set, benched, circumstances, fresh, labelled, plain_baselines
 from sidestep.config import TrainConfig
 from sidestep.engines.captured import WARM_UP
 from sidestep.errors import UsageError
@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     for name in dict.fromkeys([assembly.config.method, "backprop", "backprop_checkpointed", "deep_supervision"]):
         own = fresh(assembly, name)
         modules = [module for _, module in own.chain.parts()]
-        add(f"{name} (streaming)", own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
+        add(labelled(own), own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
     for name, plain in plain_baselines(assembly).items():
         add(name, as_set(plain.step, assembly.config), [*plain.network.parameters(), *plain.network.buffers()])
     base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")

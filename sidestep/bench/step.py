@@ -104,10 +104,15 @@ def eager(config: TrainConfig) -> bool:
 
 
 def steps_of(assembly: Assembly) -> dict[str, Step]:
-    """A step of the method, of backprop by the same engine, and of plain autograd: all as the settings say."""
-    names = dict.fromkeys([assembly.config.method, "backprop"])
-    found: dict[str, Step] = {f"{name} (streaming)": fresh(assembly, name).engine.step for name in names}
+    """A step of the method, of backprop by an engine too, and of plain autograd: all as the settings say."""
+    made = [fresh(assembly, name) for name in dict.fromkeys([assembly.config.method, "backprop"])]
+    found: dict[str, Step] = {labelled(own): own.engine.step for own in made}
     return found | {name: as_set(plain.step, assembly.config) for name, plain in plain_baselines(assembly).items()}
+
+
+def labelled(assembly: Assembly) -> str:
+    """The method, and the engine that runs it."""
+    return f"{assembly.config.method} ({assembly.config.engine})"
 
 
 def as_set(step: Step, config: TrainConfig) -> Step:
@@ -183,6 +188,7 @@ def circumstances(assembly: Assembly) -> dict[str, Any]:
         "blocks": config.blocks,
         "batch_size": config.batch_size,
         "precision": config.precision,
+        "engine": config.engine,
         "compile": config.compile,
         "cuda_graph": config.cuda_graph,
         "commit": commit(),

@@ -109,6 +109,12 @@ def test_baselines_of_a_stack_are_not_stacked_and_of_frozen_modules_not_frozen()
     assert with_method(small(freeze="1"), "backprop").config.freeze == (1,)
 
 
+def test_a_row_names_the_engine_that_was_run() -> None:
+    stacked = small(engine="stacked", blocks=4)
+    assert list(step.steps_of(stacked))[:2] == ["local_ce (stacked)", "backprop (streaming)"]
+    assert (step.circumstances(stacked)["engine"], step.circumstances(small())["engine"]) == ("stacked", "streaming")
+
+
 def test_the_reference_is_sids_published_form_only() -> None:
     with pytest.raises(UsageError, match="use sid with --form shared"):
         step.run(small("sid").config, "reference")
