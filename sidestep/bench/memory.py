@@ -61,7 +61,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def megabytes(tensors: Iterable[Tensor]) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / MB
+    return sum(t.nbytes for t in tensors) / MB
 
 
 def memory_table(found: Mapping[str, Any]) -> str:

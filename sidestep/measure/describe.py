@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def message_bytes(message: Message) -> int:
-    return sum(m.numel() * m.element_size() for m in message)
+    return sum(m.nbytes for m in message)
 
 
 def walk(engine: Streaming, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:

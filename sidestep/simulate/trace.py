@@ -32,7 +32,7 @@ class _Stopwatch:
 
     def send(self, edge: Edge, message: Message) -> None:
         self.stop()
-        size = sum(m.numel() * m.element_size() for m in message)
+        size = sum(m.nbytes for m in message)
         self.trace.append(Send(self.rank_of[edge.target], size))
         self.wire.send(edge, message)
         self.start()
