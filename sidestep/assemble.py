@@ -27,6 +27,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.errors import UsageError, unknown
 from sidestep.methods import method_class
+from sidestep.precision import autocast_dtype, choose_precision
 from sidestep.schedules import schedule
 
 EVAL_BATCH = 512
@@ -119,17 +120,6 @@ def choose_device(name: str) -> torch.device:
     if name != "cpu" and int(name.partition(":")[2] or 0) >= there:
         raise UsageError(f"got device {name!r}, but this machine has {there} CUDA devices; use --device auto.")
     return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 autocast where the hardware computes in it, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # torch has no public question for what the CPU computes in.
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
-    return "bf16" if fast else "fp32"
 
 
 def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
@@ -236,7 +226,7 @@ def assemble(
         seed=config.seed,
         accumulate=config.accumulate,
         freeze=config.freeze,
-        autocast=torch.bfloat16 if precision == "bf16" else None,
+        autocast=autocast_dtype(precision),
         compile=config.compile,
         cuda_graph=config.cuda_graph,
         total_steps=config.epochs * batches.steps_per_epoch,

@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from sidestep.precision import computed_in
+
 
 class Options(TypedDict, total=False):
     label_smoothing: float  # of every loss; 0 if left out
@@ -43,7 +45,7 @@ class PlainTraining(ABC):
         """
         x, y = batch
         self.network.train()
-        with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+        with computed_in(x.device, self.autocast):
             loss = self.loss(x, y)
         loss.backward()
         if self.clip is not None:

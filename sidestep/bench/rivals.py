@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Unpack
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from sidestep.bench.plain import Options, PlainStep
+from sidestep.precision import computed_in
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 SCHEDULES = {"GPipe": 1, "1F1B": 1, "ZBV": 2}
@@ -57,7 +57,7 @@ class PipelineStep:
         x, y = batch
         for module in self.modules:
             module.train()
-        with nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast):
+        with computed_in(self.device, self.autocast):
             inputs, target = [x] if self.has_first else [], y if self.has_last else None
             self.schedule.step(*inputs, target=target, return_outputs=False)
         self.optimizer.step()
@@ -93,7 +93,7 @@ class MicroBatchedStep(PlainStep):
         self.network.train()
         loss = x.new_zeros(())
         for part in zip(x.chunk(self.microbatches), y.chunk(self.microbatches), strict=True):
-            with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+            with computed_in(x.device, self.autocast):
                 loss = self.loss(*part) / self.microbatches
             loss.backward()
         self.optimizer.step()

@@ -24,6 +24,7 @@ from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
 from sidestep.measure.timing import interleaved, ratios, threads
 from sidestep.placement import Placement
+from sidestep.precision import computed_in
 from sidestep.ranks import world
 from sidestep.simulate import links
 from sidestep.simulate.links import Links
@@ -115,7 +116,7 @@ def pipelines_alone(
             pipeline = PipelineStep(kind, nets[:1], micros, make, world(), x.device, autocast)
             plain = MicroBatchedStep(nets[1], make(nets[1].parameters()), micros, autocast=autocast)
             found.append(longer(pipeline.step, plain.step, (x.detach().requires_grad_(k > 0), y)))
-            with torch.no_grad(), torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+            with torch.no_grad(), computed_in(x.device, autocast):
                 x = part(x)
     return found
 

@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sidestep.assemble import Assembly, assemble, optimizer_factory
@@ -32,6 +31,7 @@ from sidestep.errors import UsageError
 from sidestep.measure.floor import Demand
 from sidestep.measure.timing import interleaved
 from sidestep.methods.sid import SID
+from sidestep.precision import autocast_dtype
 
 
 class Candidate(NamedTuple):
@@ -117,7 +117,7 @@ def extractor_step(assembly: Assembly, config: TrainConfig) -> Step:
     """A step of a copy of the extractor, as the settings say."""
     assert assembly.chain.hub is not None
     hub: nn.Module = copy.deepcopy(assembly.chain.hub)
-    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    autocast = autocast_dtype(config.precision)
     return as_set(ExtractorStep(hub, optimizer_factory(config)(hub.parameters()), autocast=autocast).step, config)
 
 

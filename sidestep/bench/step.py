@@ -26,6 +26,7 @@ from sidestep.evaluate import evaluate, last
 from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
+from sidestep.precision import autocast_dtype
 from sidestep.run import commit, device_name
 from sidestep.schedules import schedule
 
@@ -44,7 +45,7 @@ def plain_baselines(assembly: Assembly) -> dict[str, PlainTraining]:
     computed again.  Compiled where the method's blocks are.
     """
     config = assembly.config
-    options: dict[str, Any] = {"autocast": torch.bfloat16 if config.precision == "bf16" else None, "clip": config.clip}
+    options: dict[str, Any] = {"autocast": autocast_dtype(config.precision), "clip": config.clip}
     make = optimizer_factory(config)
 
     def slices() -> Slices:
@@ -143,8 +144,7 @@ def run(config: TrainConfig, against: str | None = None, *, steps: int = 20, tra
 
 def rates_of(assembly: Assembly, precision: str | None = None) -> Rates:
     """The device's, in the settings' precision if in no other."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    return Rates.of(assembly.device, dtypes[precision or assembly.config.precision])
+    return Rates.of(assembly.device, autocast_dtype(precision or assembly.config.precision) or torch.float32)
 
 
 def measured(assembly: Assembly, candidates: Mapping[str, Step], base: str, steps: int) -> dict[str, Any]:

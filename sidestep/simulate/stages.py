@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sidestep.measure.timing import now
+from sidestep.precision import computed_in
 from sidestep.simulate.rivals import Stage
 
 ROUNDS = 12
@@ -43,7 +44,7 @@ class _Part:
         self.gradient: Tensor | None = None
 
     def forward(self) -> None:
-        with torch.autocast(self.given.device.type, self.autocast, enabled=self.autocast is not None):
+        with computed_in(self.given.device, self.autocast):
             self.answer = self.stage(self.given)
             if self.target is not None:
                 self.answer = F.cross_entropy(self.answer, self.target)
