@@ -65,12 +65,10 @@ def collect(assembly: Assembly, source: Source) -> Collected:
     """
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    for x, y in assembly.eval_batches(source):
-        blocks = assembly.engine.predict(x)
+    for blocks, y in assembly.answers(source):
         assert blocks[-1] is not None  # the network's answer is its last block's
-        read = torch.stack([block for block in blocks if block is not None])
-        logits.append(read.flatten(1, -2).float().cpu())
-        labels.append(y.flatten().cpu())
+        logits.append(torch.stack([block for block in blocks if block is not None]).float().cpu())
+        labels.append(y.cpu())
     return torch.cat(logits, 1), torch.cat(labels)
 
 

@@ -32,7 +32,8 @@ def answering(
     source = val or test
     assert source is not None
     monkeypatch.setattr(made.engine, "predict", lambda x: [x[:, 0], None, x[:, 1]])
-    return replace(made, task=Classification(2, source.x[:2]), data=Data(made.data.train, val, test, (), ()))
+    task = Classification(2, source.x[:2], per_token=source.y.dim() > 1)
+    return replace(made, task=task, data=Data(made.data.train, val, test, (), ()))
 
 
 def some_read_outs() -> tuple[Tensor, Tensor]:
