@@ -55,6 +55,7 @@ class Assembly:
     engine: Streaming
     data: Data
     batches: Batches
+    total_steps: int  # of the whole run
 
     @property
     def chain(self) -> Chain:
@@ -72,10 +73,6 @@ class Assembly:
     def test(self) -> Source | None:
         """The test set, where there is one and the run may read it."""
         return None if self.config.test == "never" else self.data.test
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.epochs * self.batches.steps_per_epoch
 
     @property
     def text(self) -> bool:
@@ -211,17 +208,13 @@ def assemble(
         precision=precision,
         engine="streaming" if config.engine == "auto" else config.engine,
     )
-    rule = UpdateRule(
-        optimizer_factory(config),
-        schedule(config.schedule, config.epochs * batches.steps_per_epoch, config.warmup),
-        config.clip,
-        config.ema,
-    )
+    total_steps = config.epochs * batches.steps_per_epoch
+    rate = schedule(config.schedule, total_steps, config.warmup)
     engine = Streaming(
         method,
         chain,
         task,
-        rule,
+        UpdateRule(optimizer_factory(config), rate, config.clip, config.ema),
         stacked=config.engine == "stacked",
         seed=config.seed,
         accumulate=config.accumulate,
@@ -229,9 +222,9 @@ def assemble(
         autocast=autocast_dtype(precision),
         compile=config.compile,
         cuda_graph=config.cuda_graph,
-        total_steps=config.epochs * batches.steps_per_epoch,
+        total_steps=total_steps,
     )
-    return Assembly(resolved, method, model, task, engine, data, batches)
+    return Assembly(resolved, method, model, task, engine, data, batches, total_steps)
 
 
 def with_method(assembly: Assembly, name: str) -> Assembly:
