@@ -16,7 +16,7 @@ from sidestep.assemble import Assembly, optimizer_factory, with_method
 from sidestep.bench.busy import WHOLE, calibrations
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.rivals import SCHEDULES, DataParallelStep, MicroBatchedStep, PipelineStep
-from sidestep.bench.step import Step, benched, circumstances, rows_of
+from sidestep.bench.step import Step, benched, circumstances, ranged, rows_of
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming
@@ -195,17 +195,12 @@ def ranks_table(found: Mapping[str, Any]) -> str:
         f"{'':<40}{'ms a step (quartiles)':>24}{'over ours':>12}",
     ]
     for r in found["rows"]:
-        time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
-        lines.append(f"{r['name']:<40}{time:>24}{r['ratio']:>12.3f}")
+        lines.append(f"{r['name']:<40}{ranged(r, 'step_ms'):>24}{r['ratio']:>12.3f}")
     lines.append("")
     for key in ("one_process", "all_threads", "backprop_all_threads", "gpipe", "1f1b", "zbv", "ddp"):
         if f"ratio_to_{key}" in found:
-            low, high = found[f"ratio_to_{key}_low"], found[f"ratio_to_{key}_high"]
-            lines.append(f"ours over {found[f'best_{key}']}: {found[f'ratio_to_{key}']:.3f} ({low:.3f}..{high:.3f})")
-    lines.append(
-        f"calibration, all ranks busy over one: {found['calibration']:.3f} "
-        f"({found['calibration_low']:.3f}..{found['calibration_high']:.3f})"
-    )
+            lines.append(f"ours over {found[f'best_{key}']}: {ranged(found, f'ratio_to_{key}', 3)}")
+    lines.append(f"calibration, all ranks busy over one: {ranged(found, 'calibration', 3)}")
     if "pipeline" in found:
         p = found["pipeline"]
         lines.append(

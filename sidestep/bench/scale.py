@@ -19,7 +19,7 @@ from sidestep.bench import ranks
 from sidestep.bench.plain import PlainStep
 from sidestep.bench.ranks import MICROBATCHES, STEPS_A_TURN, first_batches, name_of, slices
 from sidestep.bench.rivals import DataParallelStep, MakeOptimizer, MicroBatchedStep, PipelineStep
-from sidestep.bench.step import Step, benched
+from sidestep.bench.step import Step, benched, ranged
 from sidestep.config import TrainConfig
 from sidestep.launch import threads_each
 from sidestep.measure.timing import interleaved, ratios, threads
@@ -178,9 +178,8 @@ def scale_table(found: Mapping[str, Any]) -> str:
         f"{'':<25}{'ms a step (quartiles)':>24}{'predicted':>11}{'error':>9}{'plain':>11}",
     ]
     for r in found["rows"]:
-        time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
         predicted = f"{r['predicted_ms']:>11.1f}{100 * r['error']:>7.1f} %{r['predicted_plain_ms']:>11.1f}"
-        lines.append(f"{r['name']:<25}{time:>24}{predicted}")
+        lines.append(f"{r['name']:<25}{ranged(r, 'step_ms'):>24}{predicted}")
     lines.append("calibration, all ranks busy over one; plain predictions have the whole batch's:")
     lines += [f"{'  ' + kind:<25}{factor:.3f}" for kind, factor in found["calibrations"].items()]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from sidestep.bench.step import (
     benched,
     circumstances,
     floor_lines,
+    ranged,
     rates_of,
     reference_for,
     rows_of,
@@ -134,9 +135,8 @@ def stack_table(found: Mapping[str, Any]) -> str:
         f"{'':<22}{'ms a step (quartiles)':>24}{'cascade':>10}{'over naive’s':>24}",
     ]
     for r in found["rows"]:
-        line = f"{r['name']:<22}" + f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})".rjust(24)
+        line = f"{r['name']:<22}{ranged(r, 'step_ms'):>24}"
         if "cascade_ms" in r:
-            ratio = f"{r['cascade_ratio']:.3f} ({r['cascade_ratio_low']:.3f}..{r['cascade_ratio_high']:.3f})"
-            line += f"{r['cascade_ms']:>10.1f}{ratio:>24}"
+            line += f"{r['cascade_ms']:>10.1f}{ranged(r, 'cascade_ratio', 3):>24}"
         lines.append(line)
     return "\n".join([*lines, *floor_lines(found["rows"])])

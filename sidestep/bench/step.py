@@ -205,10 +205,14 @@ def time_table(found: Mapping[str, Any], ratio: str) -> str:
         f"{'':<28}{'ms a step (quartiles)':>24}{ratio:>28}",
     ]
     for r in found["rows"]:
-        time = f"{r['step_ms']:.1f} ({r['step_ms_low']:.1f}..{r['step_ms_high']:.1f})"
-        ratio = f"{r['ratio']:.3f} ({r['ratio_low']:.3f}..{r['ratio_high']:.3f})"
-        lines.append(f"{r['name']:<28}{time:>24}{ratio:>28}")
+        lines.append(f"{r['name']:<28}{ranged(r, 'step_ms'):>24}{ranged(r, 'ratio', 3):>28}")
     return "\n".join([*lines, *floor_lines(found["rows"])])
+
+
+def ranged(found: Mapping[str, Any], key: str, digits: int = 1) -> str:
+    """A median with its quartiles, `<key>_low` and `<key>_high`."""
+    middle, low, high = (f"{found[key + which]:.{digits}f}" for which in ("", "_low", "_high"))
+    return f"{middle} ({low}..{high})"
 
 
 def floor_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -238,10 +242,7 @@ def against_reference(assembly: Assembly, steps: int, train: bool) -> dict[str, 
         for name, other in (("speedup", "ratio"), ("speedup_low", "ratio_high"), ("speedup_high", "ratio_low")):
             row[name] = 1 / row[other]
     lines = [time_table(found, "time over the reference's"), "", "samples per second over the reference's"]
-    lines += [
-        f"  {r['name']:<26}{r['speedup']:.2f} ({r['speedup_low']:.2f}..{r['speedup_high']:.2f})"
-        for r in found["rows"][1:]
-    ]
+    lines += [f"  {r['name']:<26}{ranged(r, 'speedup', 2)}" for r in found["rows"][1:]]
     if train:
         found["accuracy"] = trained = train_both(assembly.config, seeds=3)
         lines += ["", f"test accuracy after {assembly.config.epochs} epochs, 3 seeds"]
