@@ -43,14 +43,14 @@ def run(config: TrainConfig, count: int, *, rounds: int = 14, train: bool = Fals
     if count == 1:
         raise UsageError("got one process, expected two or more to compare it with; give --ranks 2.")
     Placement(count).blocks(config.blocks)
-    found = spawn(count, config.threads, measured, to_toml(config), str(rounds))
+    found = spawn(count, config.threads, at_rank, to_toml(config), str(rounds))
     if train:
         assembly = benched(config, "clip")
         found["accuracy"] = {name: accuracy(with_method(assembly, name)) for name in (config.method, "backprop")}
     return found | {"text": ranks_table(found)}
 
 
-def measured(config: str, rounds: str) -> dict[str, Any]:
+def at_rank(config: str, rounds: str) -> dict[str, Any]:
     """In every process.  What is wrong with the configuration all of them find, before they meet."""
     assembly = benched(from_toml(config), "clip")
     with joined() as ranks:

@@ -38,11 +38,11 @@ class Links(NamedTuple):
 
 def measured() -> Links:
     """Start two processes and time messages between them."""
-    found = spawn(2, 1, _measured_at_rank)
+    found = spawn(2, 1, _at_rank)
     return Links(*(Link(**found[name]) for name in Links._fields))
 
 
-def _measured_at_rank() -> dict[str, Any]:
+def _at_rank() -> dict[str, Any]:
     with joined() as ranks:
         wire = DistWire(world(), [range(1), range(1, 2)], bytes(16))
         ranks.wire = wire

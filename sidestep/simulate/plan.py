@@ -78,7 +78,7 @@ def run(config: TrainConfig, placement: Placement, memory: int | None, *, measur
         found = planned(assembly, placement, memory)
     if measure:
         numbers = ",".join(map(str, found["shares"]))
-        found["measured"] = spawn(len(found["shares"]), config.threads, measured, to_toml(config), numbers)
+        found["measured"] = spawn(len(found["shares"]), config.threads, at_rank, to_toml(config), numbers)
     return found | {"text": plan_text(found)}
 
 
@@ -139,7 +139,7 @@ def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int 
     return Placement(ranks, shares=tuple(b - a for a, b in pairwise([0, *starts, count])))
 
 
-def measured(config: str, shares: str) -> dict[str, Any]:
+def at_rank(config: str, shares: str) -> dict[str, Any]:
     """In every process: the time of a step and what this one needs of memory; all of it at the first."""
     assembly = assemble(from_toml(config))
     numbers = tuple(map(int, shares.split(",")))

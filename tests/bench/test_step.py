@@ -87,7 +87,7 @@ def test_tasks_that_the_rivals_have_no_loss_for_are_refused(flags: dict[str, obj
         (partial(scale.run, count=2), {"clip": 1.0}, "got clip=1.0, expected none, as what .* give --clip none."),
         (partial(machines.run, most=8), {"clip": 1.0}, "got clip=1.0, expected none, as what .* give --clip none."),
         (
-            lambda config: ranks.measured(to_toml(config), "1"),
+            lambda config: ranks.at_rank(to_toml(config), "1"),
             {"clip": 1.0},
             "got clip=1.0, expected none, as what .* --clip none.",
         ),
