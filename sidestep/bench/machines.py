@@ -14,7 +14,7 @@ from sidestep.engines.dist_wire import WINDOW
 from sidestep.engines.lanes import CHUNK
 from sidestep.errors import UsageError
 from sidestep.placement import Placement
-from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, Block, goodput, ways
+from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, MeasuredBlock, goodput, ways
 from sidestep.simulate.links import Links
 from sidestep.simulate.machine import Link, Send
 from sidestep.simulate.stages import stages_alone
@@ -75,7 +75,7 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
     if not micros:
         raise UsageError(f"got a batch of {batch}, expected a multiple of {MICROS[0]} for micro-batches.")
     stages = {m: stages_alone(parts, make, batches[0], m, autocast)[middle] for m in micros}
-    block = Block(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
+    block = MeasuredBlock(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
     rows = [
         {"ranks": ranks, "network": name, "wire": wire}
         | {way: ms(seconds) for way, seconds in ways(block, ranks, batch, links).items()}

@@ -20,7 +20,7 @@ SYNCHRONISED_EVERY = 100
 
 
 @dataclass(frozen=True)
-class Block:
+class MeasuredBlock:
     """What one block does, timed alone.
 
     trace: of a rank in the middle, `middle`, in a step of the method.  stages: under backpropagation, by micro-batches.
@@ -33,13 +33,13 @@ class Block:
     parameters: int
 
 
-def chain(block: Block, ranks: int, link: Link) -> float:
+def chain(block: MeasuredBlock, ranks: int, link: Link) -> float:
     """Seconds of a step of the method."""
     works = [repeated(list(shifted(block, rank, ranks)), STEPS) for rank in range(ranks)]
     return step_seconds(simulate(works, lambda a, b: link), FILLED)
 
 
-def shifted(block: Block, rank: int, ranks: int) -> Iterator[Action]:
+def shifted(block: MeasuredBlock, rank: int, ranks: int) -> Iterator[Action]:
     """What the block does where it is the one of `rank`; at the ends it has one neighbour."""
     by = rank - block.middle
     for action in block.trace:
@@ -52,7 +52,11 @@ def shifted(block: Block, rank: int, ranks: int) -> Iterator[Action]:
 
 
 def pipeline(
-    schedule: Callable[[Stage, int, int, int], Iterator[Action]], block: Block, ranks: int, link: Link, least: int = 1
+    schedule: Callable[[Stage, int, int, int], Iterator[Action]],
+    block: MeasuredBlock,
+    ranks: int,
+    link: Link,
+    least: int = 1,
 ) -> float:
     """Seconds of a step with the best number of micro-batches that was measured.
 
@@ -84,7 +88,7 @@ def added_up(size: float, ranks: int, link: Link) -> float:
     return messages * (link.start + link.latency) + 2 * (ranks - 1) / ranks * size * link.byte
 
 
-def replica(block: Block, ranks: int, batch: int) -> tuple[float, float, float] | None:
+def replica(block: MeasuredBlock, ranks: int, batch: int) -> tuple[float, float, float] | None:
     """Seconds of forward, backward and update of the whole network on a share of the batch; None without one.
 
     A share that was not measured takes as long, by the sample, as the next smaller one that was.
@@ -100,7 +104,7 @@ def replica(block: Block, ranks: int, batch: int) -> tuple[float, float, float] 
     return stage.forward * scale, stage.backward * scale, stage.update * ranks
 
 
-def data_parallel(block: Block, ranks: int, batch: int, link: Link) -> float | None:
+def data_parallel(block: MeasuredBlock, ranks: int, batch: int, link: Link) -> float | None:
     """Seconds of a step whose gradients are added up while backward goes on; the update needs all of them."""
     own = replica(block, ranks, batch)
     if own is None:
@@ -109,13 +113,13 @@ def data_parallel(block: Block, ranks: int, batch: int, link: Link) -> float | N
     return forward + max(backward, added_up(block.parameters * ranks, ranks, link)) + update
 
 
-def local_steps(block: Block, ranks: int, batch: int, link: Link) -> float | None:
+def local_steps(block: MeasuredBlock, ranks: int, batch: int, link: Link) -> float | None:
     """Seconds of a step of DiLoCo, with its share of a mean of all parameters."""
     own = replica(block, ranks, batch)
     return own and sum(own) + added_up(block.parameters * ranks, ranks, link) / SYNCHRONISED_EVERY
 
 
-def ways(block: Block, ranks: int, batch: int, links: Links) -> dict[str, float | None]:
+def ways(block: MeasuredBlock, ranks: int, batch: int, links: Links) -> dict[str, float | None]:
     """Seconds of a step, by what trains."""
     return {
         "blocks": chain(block, ranks, links.wire),

@@ -10,7 +10,7 @@ from sidestep.bench import machines
 from sidestep.bench.machines import AHEAD, LIVES, NETWORKS, THERE, ahead, machines_table
 from sidestep.config import resolve
 from sidestep.errors import UsageError
-from sidestep.simulate.extrapolate import Block, chain
+from sidestep.simulate.extrapolate import MeasuredBlock, chain
 from sidestep.simulate.machine import Action, Compute, Receive, Send
 from sidestep.simulate.rivals import Stage
 
@@ -42,7 +42,7 @@ def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latenc
 def test_a_long_line_is_paid_for_by_every_piece_of_a_message() -> None:
     """4 MB are a head and five pieces, since a message is a little longer than what it carries: 600 ms, not 100."""
     trace: list[Action] = [Receive(0), Compute(0.1), Send(2, 4 << 20)]
-    block = Block(trace, 1, {1: Stage(0.1, 0.1, 0.0)}, parameters=4)
+    block = MeasuredBlock(trace, 1, {1: Stage(0.1, 0.1, 0.0)}, parameters=4)
     links = NETWORKS["10 Gb/s, 100 ms"]
     assert chain(block, 8, links.wire) == pytest.approx(0.6 + (4 << 20) * 8e-10)
     assert chain(block, 8, ahead(links).wire) == pytest.approx(0.1)  # four of them are on their way at once

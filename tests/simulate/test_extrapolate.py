@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sidestep.simulate.extrapolate import (
-    Block,
+    MeasuredBlock,
     added_up,
     chain,
     data_parallel,
@@ -23,7 +23,7 @@ from sidestep.simulate.rivals import local_steps as steps_of
 
 FORWARD: list[Action] = [Receive(0), Compute(1.0), Send(2, 100), Compute(2.0)]
 STAGES = {4: Stage(1.0, 2.0, 0.5, 25), 16: Stage(0.25, 0.5, 0.5, 7)}
-BLOCK = Block(FORWARD, 1, STAGES, parameters=1000)
+BLOCK = MeasuredBlock(FORWARD, 1, STAGES, parameters=1000)
 
 
 def test_a_block_at_an_end_has_one_neighbour() -> None:
