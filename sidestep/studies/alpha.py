@@ -13,16 +13,15 @@ import numpy as np
 from sidestep.nn.per_block import alphas, remainders
 from sidestep.report.build import and_
 from sidestep.report.figures import Line, dots, lines, slack
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, shown
 from sidestep.studies import against
 from sidestep.studies.rows import ACCURACY, best_on_validation, by_seed, mean, minus, nats, pick, points, spread, table
 from sidestep.studies.statistics import Difference
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
 Arms = Mapping[str, list[Row]]
 
-QUESTION = "Which α and which direction serve SID best, and does every block descend?"
 BLOCKS = 5
 DATA = {"MNIST": "--data mnist", "Fashion-MNIST": "--data fashion-mnist"}
 CONSTANT = {f"α = {alpha:g}": alpha for alpha in (0.1, 0.25, 0.5, 0.75, 1.0)}
@@ -47,18 +46,14 @@ def directed(direction: str, smoothing: str) -> str:
     return f"{direction}’s direction, smoothing {smoothing}"
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     found = {data: {arm: pick(rows, arm=arm, data=data) for arm in ARMS} for data in DATA}
     found = {data: {arm: its for arm, its in arms.items() if its} for data, arms in found.items()}
-    sections = [
-        *(weights(data, arms) for data, arms in found.items()),
-        directions(found),
-        *(slacks(data, found.get(data, {}), diverged(rows, data)) for data in DATA),
+    return [
+        *((answer(data, arms), weights(data, arms)) for data, arms in found.items()),
+        (identity(rows, found), directions(found)),
+        *(("", slacks(data, arms, diverged(rows, data))) for data, arms in found.items()),
     ]
-    told = [*(answer(data, arms) for data, arms in found.items()), identity(rows, found)]
-    return Page(
-        QUESTION, " ".join(filter(None, told)) or "Nothing has run yet.", [s for s in sections if s is not None], rows
-    )
 
 
 def answer(data: str, arms: Arms) -> str:
@@ -274,7 +269,7 @@ ARMS = {
 }
 
 STUDY = Study(
-    QUESTION,
+    "Which α and which direction serve SID best, and does every block descend?",
     [Grid(ARMS, f"--form shared --model simplecnn --blocks {BLOCKS}", {"data": DATA}, {"cpu": 3})],
-    page,
+    parts,
 )

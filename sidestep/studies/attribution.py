@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
 from sidestep.studies.rows import HOWEVER_READ, chosen, mean, names, pick, points, reads, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
 SID = "SID"
 ARMS = {
@@ -32,16 +32,11 @@ ARMS = {
 }
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     found = {
         data: {arm: its for arm in ARMS if (its := pick(rows, arm=arm, data=data))} for data in names(rows, "data")
     }
-    return Page(
-        "Does SID refine beliefs, or has it only several heads and smoothed targets?",
-        " ".join(answer(data, arms) for data, arms in found.items()),
-        [section(data, arms) for data, arms in found.items() if arms],
-        rows,
-    )
+    return [(answer(data, arms), section(data, arms) if arms else None) for data, arms in found.items()]
 
 
 def less(arms: Mapping[str, Sequence[Row]], how: str) -> dict[str, Difference]:
@@ -108,5 +103,5 @@ STUDY = Study(
             smoke="--batch-size 64",
         ),
     ],
-    page,
+    parts,
 )

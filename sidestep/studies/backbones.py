@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED
 from sidestep.studies.rows import ACCURACY, names, pick, sizes, table
 from sidestep.studies.statistics import Difference
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "What does trunk SID cost inside of VGG-11, ResNet-18 and ViT-Tiny, and what does it save?"
 SID, LOCAL, BACKPROP = "SID", "local CE", "backprop"
 CANDIDATES = {"sid (streaming)": SID, CHECKPOINTED: "checkpointing"}
 
 
-def page(rows: Sequence[Row]) -> Page:
-    parts = [part for name in names(rows, "backbone") for part in backbone(name, pick(rows, backbone=name))]
-    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
-    return Page(QUESTION, answer, [section for _, section in parts], rows)
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [part for name in names(rows, "backbone") for part in backbone(name, pick(rows, backbone=name))]
 
 
-def backbone(name: str, rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def backbone(name: str, rows: Sequence[Row]) -> list[Part]:
     """What the answer says of one backbone, and its section; nothing where there are no rows."""
     trained, benched = benches.apart(rows)
     cuts = sorted(names(rows, "blocks"), key=int)
@@ -68,11 +65,11 @@ ON: Mapping[Machine, int] = {"cpu": 0, "gpu": 3}
 SMALL = "--set model.width=12"
 
 STUDY = Study(
-    QUESTION,
+    "What does trunk SID cost inside of VGG-11, ResNet-18 and ViT-Tiny, and what does it save?",
     [
         Grid({BACKPROP: "train backprop --blocks 1"}, f"{DATA} --epochs 30", BACKBONES, ON, smoke=SMALL),
         Grid({SID: "train sid --form trunk", LOCAL: "train local_ce"}, f"{DATA} --epochs 30", CUTS, ON, smoke=SMALL),
         *benches.grids({SID: "sid --form trunk"}, DATA, CUTS, ON, SMALL),
     ],
-    page,
+    parts,
 )

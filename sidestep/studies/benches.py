@@ -12,7 +12,7 @@ from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
 from sidestep.report.tables import Column, Format, Table, fixed, significant
 from sidestep.studies.rows import names, pick
-from sidestep.studies.study import Grid, Machine, Row
+from sidestep.studies.study import Grid, Machine, Part, Row
 
 Groups = Mapping[str, Sequence[Row]]
 Entry = dict[str, Any]
@@ -159,7 +159,7 @@ def over_depth(
 
 def by_run(
     rows: Sequence[Row], runs: Sequence[str], count: str, candidates: Mapping[str, str], heading: str, text: str
-) -> list[tuple[str, Section]]:
+) -> list[Part]:
     """What an answer says of the greatest count, and the section; nothing where nothing was measured.
 
     runs: the labels `run` of rows, the first of which goes without saying.  count: what the label of that name counts.

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import Column, Format, fixed
 from sidestep.studies import against
 from sidestep.studies.rows import ACCURACIES, Value, chosen, mean, minus, names, nats, pick, sizes, table
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
-QUESTION = "Does BLL earn anything over greedy cross-entropy?"
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
 SIGMOID, RELU, LEARNED = "sigmoid", "ReLU", "ReLU, learned read-outs"
 FORMS = {
@@ -54,17 +53,11 @@ CALIBRATION: Sequence[tuple[str, Value, Format]] = tuple(
 )
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     found = {
         data: {arm: its for arm in ARMS if (its := pick(rows, arm=arm, data=data))} for data in names(rows, "data")
     }
-    found = {data: arms for data, arms in found.items() if arms}
-    return Page(
-        QUESTION,
-        " ".join(answer(data, arms) for data, arms in found.items()) or "Nothing has run yet.",
-        [section(data, arms) for data, arms in found.items()],
-        rows,
-    )
+    return [(answer(data, arms), section(data, arms)) for data, arms in found.items() if arms]
 
 
 def answer(data: str, arms: Mapping[str, Sequence[Row]]) -> str:
@@ -149,7 +142,7 @@ def grid(arms: Mapping[str, str], candidates: Mapping[str, str], data: Mapping[s
 
 
 STUDY = Study(
-    QUESTION,
+    "Does BLL earn anything over greedy cross-entropy?",
     [
         grid(FORMS, LIKELIHOODS, BOTH),
         grid(USUAL, ONLY_RATES, BOTH),
@@ -157,5 +150,5 @@ STUDY = Study(
         grid(OTHERS, ONLY_RATES),
         grid(SMOOTHED, SMOOTHINGS),
     ],
-    page,
+    parts,
 )

@@ -13,14 +13,13 @@ import numpy as np
 
 from sidestep.measure.regression import LEVELS
 from sidestep.report.figures import coverage
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
 from sidestep.studies import against
 from sidestep.studies.rows import Value, chosen, mean, minus, nats, pick, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
-QUESTION = "How far can the deviations of an autoencoder be trusted that learns block by block?"
 BLL, BACKPROP = "BLL", "backprop"
 DECODER = "--head-width 32"  # as wide as the network's own last layers; of 128 the decoders cost four times the network
 LATENT = f"train bll --family gaussian {DECODER}"
@@ -48,11 +47,9 @@ COLUMNS: Sequence[tuple[str, Value, Format]] = (
 )
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     arms = {arm: its for arm in ARMS if (its := pick(rows, arm=arm))}
-    if not arms:
-        return Page(QUESTION, "Nothing has run yet.", [], rows)
-    return Page(QUESTION, answer(arms), [likelihood(arms), *covered(arms)], rows)
+    return [(answer(arms), likelihood(arms)), ("", covered(arms))] if arms else []
 
 
 def answer(arms: Mapping[str, Sequence[Row]]) -> str:
@@ -86,8 +83,8 @@ def likelihood(arms: Mapping[str, Sequence[Row]]) -> Section:
     )
 
 
-def covered(arms: Mapping[str, Sequence[Row]]) -> list[Section]:
-    """How often the truth lies where it was said to, by predicted deviation."""
+def covered(arms: Mapping[str, Sequence[Row]]) -> Section | None:
+    """How often the truth lies where it was said to, by predicted deviation; None of no deviations."""
     tables: list[tuple[str, Table]] = []
     figures: list[tuple[str, str, str]] = []
     levels = [100 * level for level in LEVELS]
@@ -111,11 +108,11 @@ def covered(arms: Mapping[str, Sequence[Row]]) -> list[Section]:
         "that is always black is spread over the width of its byte: of such, where the deviation is right, 39, 74 and "
         "100 % lie in the central 50, 80 and 95 % of a Gaussian, so the first parts cannot reach the grey lines."
     )
-    return [Section("Coverage", text, tables, figures)] if tables else []
+    return Section("Coverage", text, tables, figures) if tables else None
 
 
 STUDY = Study(
-    QUESTION,
+    "How far can the deviations of an autoencoder be trusted that learns block by block?",
     [
         Grid(
             ARMS,
@@ -125,5 +122,5 @@ STUDY = Study(
             smoke="--set model.width=8",
         )
     ],
-    page,
+    parts,
 )

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, shown
 from sidestep.studies import against
 from sidestep.studies.depths import accuracies, by_depth, lessened, over_depth
 from sidestep.studies.rows import minus, names, pick, spread
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
-QUESTION = "How does BLL stand depth, and where should a network be cut?"
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LOCAL = {
     BLL: "train bll --family gaussian --read-out linear",
@@ -33,17 +32,11 @@ ENDS = {
 }
 
 
-def page(rows: Sequence[Row]) -> Page:
-    parts = [*deeper(rows), *cut(rows)]
-    return Page(
-        QUESTION,
-        " ".join(text for text, _ in parts if text) or "Too little has run yet.",
-        [section for _, section in parts],
-        rows,
-    )
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [*deeper(rows), *cut(rows)]
 
 
-def deeper(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def deeper(rows: Sequence[Row]) -> list[Part]:
     """What the answer says of depth, and its section; nothing before it has run."""
     arms = {arm: found for arm in (*LOCAL, BACKPROP) if (found := by_depth(rows, "units", arm))}
     if not arms:
@@ -65,7 +58,7 @@ def deeper(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     return [(" ".join(told), section)]
 
 
-def cut(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def cut(rows: Sequence[Row]) -> list[Part]:
     """As `deeper`, of one network cut in every way; backprop is the same at each."""
     cuts = names(rows, "cut")
     whole = pick(rows, arm=BACKPROP, units=str(CUT))
@@ -94,7 +87,7 @@ CANDIDATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.0003", "0.001", "0.003")}
 SMOKE = "--set model.width=16"
 
 STUDY = Study(
-    QUESTION,
+    "How does BLL stand depth, and where should a network be cut?",
     [
         Grid(
             {**LOCAL, BACKPROP: "train backprop"},
@@ -114,5 +107,5 @@ STUDY = Study(
             smoke=SMOKE,
         ),
     ],
-    page,
+    parts,
 )

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import Format, fixed
 from sidestep.studies import against
 from sidestep.studies.rows import ACCURACY, Value, chosen, pick, table
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
-QUESTION = "Which of BLL’s choices matter?"
 BASELINE = "baseline"
 
 
@@ -107,34 +106,26 @@ COLUMNS: Sequence[tuple[str, Value, Format]] = (
 )
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     baseline = pick(rows, arm=BASELINE)
     found: dict[str, dict[str, list[Row]]] = {}
     for name, choice in CHOICES.items():
         others = {other: its for other in choice.others if (its := pick(rows, arm=arm(name, other)))}
         if others:
             found[name] = ({choice.baseline: baseline} if baseline else {}) | others
-    told = [
-        against.said(f"{name[0].upper()}{name[1:]}, less {CHOICES[name].baseline}", gaps)
-        for name, lines in found.items()
-        if (gaps := against.less(lines, CHOICES[name].baseline))
-    ]
-    return Page(
-        QUESTION,
-        " ".join(told) or "Too little has run yet.",
-        [section(name, CHOICES[name], lines) for name, lines in found.items()],
-        rows,
-    )
+    return [section(name, CHOICES[name], lines) for name, lines in found.items()]
 
 
-def section(name: str, choice: Choice, lines: Mapping[str, Sequence[Row]]) -> Section:
+def section(name: str, choice: Choice, lines: Mapping[str, Sequence[Row]]) -> Part:
+    heading = f"{name[0].upper()}{name[1:]}"
     gaps = against.less(lines, choice.baseline)
     further = [*against.column(f"less {choice.baseline}", list(lines), gaps), chosen(lines)]
     text = (
         f"{against.PAIRED} Bounds are of validation samples, sampled with a divergence of weight 1; their gaps are "
         f"measured from below. {choice.note}"
     )
-    return Section(f"{name[0].upper()}{name[1:]}", text.strip(), [("", table(lines, COLUMNS, name, further))])
+    told = against.said(f"{heading}, less {choice.baseline}", gaps)
+    return told, Section(heading, text.strip(), [("", table(lines, COLUMNS, name, further))])
 
 
 BERNOULLI = "--family bernoulli"
@@ -145,7 +136,7 @@ WORDS = {BASELINE: BERNOULLI} | {
 }
 
 STUDY = Study(
-    QUESTION,
+    "Which of BLL’s choices matter?",
     [
         Grid(
             {name: f"train bll {words}" for name, words in WORDS.items()},
@@ -156,5 +147,5 @@ STUDY = Study(
             smoke="--set model.width=32",
         )
     ],
-    page,
+    parts,
 )

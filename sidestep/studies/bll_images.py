@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, fixed, shown
 from sidestep.studies import against, benches
 from sidestep.studies.rows import ACCURACY, chosen, names, pick, read_out, sizes, spread, table
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "How near does BLL come to backprop on images, and what does it cost?"
 BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
 LIFTED = "bll --family gaussian --read-out lifted --head-depth 2"
 LOCAL = "local_ce --last head --head-depth 2"
@@ -25,18 +24,12 @@ ARMS = {**LATENT, **UNMIXED, **CONTROLS}
 CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     places = {place: pick(rows, place=place) for place in names(rows, "place")}
-    parts = [section(place, its) for place, its in places.items() if its]
-    return Page(
-        QUESTION,
-        " ".join(text for text, _ in parts if text) or "Too little has run yet.",
-        [section for _, section in parts],
-        rows,
-    )
+    return [section(place, its) for place, its in places.items() if its]
 
 
-def section(place: str, rows: Sequence[Row]) -> tuple[str, Section]:
+def section(place: str, rows: Sequence[Row]) -> Part:
     """What the answer says of one network and data set, and its section."""
     trained, benched = benches.apart(rows)
     arms = {arm: its for arm in ARMS if (its := pick(trained, arm=arm))}
@@ -92,7 +85,7 @@ def narrow(arms: Mapping[str, str], places: Mapping[str, str]) -> Grid:
 
 
 STUDY = Study(
-    QUESTION,
+    "How near does BLL come to backprop on images, and what does it cost?",
     [
         narrow(LATENT | CONTROLS, BOTH),
         narrow(UNMIXED, ON_CIFAR),
@@ -100,5 +93,5 @@ STUDY = Study(
         Grid(ARMS, FULL, WHOLE, GPU, smoke=SMALL),
         *benches.grids(BENCHED, "--model resnet18 --blocks 4 --batch-size 512", WHOLE, GPU, SMALL),
     ],
-    page,
+    parts,
 )

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
 from sidestep.studies.rows import Value, mean, names, pick, sizes, table
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "Does credit pass between blocks that learn by themselves?"
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LOCAL = {BLL: "train bll --family gaussian --read-out linear", GREEDY: "train local_ce --last head"}
 WHOLE = {BACKPROP: "train backprop"}
@@ -28,12 +27,14 @@ CHARACTERS = "characters"
 LAYERS = 20
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     tasks = {task: pick(rows, task=task) for task in names(rows, "task")}
     found = {task: its for task, its in tasks.items() if its}
-    said = [text for task, its in found.items() if task != CHARACTERS for text in credit(task, its)]
-    text = " ".join([*said, characters(found.get(CHARACTERS, []))]).strip() or "Nothing has run yet."
-    return Page(QUESTION, text, [section(task, its) for task, its in found.items()], rows)
+    said = {task: " ".join(credit(task, its)) for task, its in found.items() if task != CHARACTERS}
+    return [
+        *((said.get(task, ""), section(task, its)) for task, its in found.items()),
+        (characters(found.get(CHARACTERS, [])), None),
+    ]
 
 
 def by_cut(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
@@ -118,7 +119,7 @@ def generated(
 
 
 STUDY = Study(
-    QUESTION,
+    "Does credit pass between blocks that learn by themselves?",
     [
         generated(LOCAL),
         generated(WHOLE, {}),
@@ -132,5 +133,5 @@ STUDY = Study(
         ),
         generated(FURTHER, tasks=DEEP),
     ],
-    page,
+    parts,
 )

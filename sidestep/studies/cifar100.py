@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.studies.against import column, figure, said
 from sidestep.studies.curves import last_ten, section
 from sidestep.studies.rows import mean, minus, names, pick, points
 from sidestep.studies.statistics import Difference
-from sidestep.studies.study import Grid, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study
 
-QUESTION = "What do strong controls leave of SID’s published gain on CIFAR-100?"
 SID = "SID"
 CASCADE = "belief cascade by backprop"
 PUBLISHED = {SID: "56.36", CASCADE: "46.66"}
@@ -32,18 +31,18 @@ DRAWN = {
 """The arms, in words that fit beside a line."""
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     groups = {arm: found for arm in names(rows, "arm") if (found := pick(rows, arm=arm))}
     gains = {arm: gain for arm in groups if arm != SID and (gain := minus(groups.get(SID, []), groups[arm], last_ten))}
     further = [
         ("authors’ log, last ten", [PUBLISHED.get(arm, "") for arm in groups]),
         *column("SID less it, last ten", list(groups), gains),
     ]
-    sections = [section(groups, DRAWN, further)] if groups else []
-    if gains:
-        drawn = figure("SID less each, over the last ten epochs", gains)
-        sections.append(Section("What is left of the gain", figures=drawn))
-    return Page(QUESTION, answer(groups, gains), sections, rows)
+    drawn = figure("SID less each, over the last ten epochs", gains)
+    return [
+        (answer(groups, gains), section(groups, DRAWN, further) if groups else None),
+        ("", Section("What is left of the gain", figures=drawn) if drawn else None),
+    ]
 
 
 def answer(groups: Mapping[str, Sequence[Row]], gains: Mapping[str, Difference]) -> str:
@@ -66,7 +65,7 @@ def answer(groups: Mapping[str, Sequence[Row]], gains: Mapping[str, Difference])
 
 
 STUDY = Study(
-    QUESTION,
+    "What do strong controls leave of SID’s published gain on CIFAR-100?",
     [
         Grid(
             {
@@ -84,5 +83,5 @@ STUDY = Study(
             seeds={"cpu": 0, "gpu": 3},
         )
     ],
-    page,
+    parts,
 )

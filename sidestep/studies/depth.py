@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, prefixed, shown, whole
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED, PLAIN, STEP, entry
 from sidestep.studies.depths import Depths, accuracies, by_depth, lessened, over_depth
 from sidestep.studies.rows import pick, spread
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "What does depth give, and what does it cost?"
 SID, ONE, CASCADE = "SID", "backprop, one head", "belief cascade by backprop"
 LOCAL, BACKPROP = "local CE", "backprop"
 STREAMING = "sid (streaming)"
@@ -24,13 +23,11 @@ CANDIDATES = {STREAMING: SID, "local_ce (streaming)": LOCAL, CHECKPOINTED: "chec
 SHARE = fixed(1, 100)
 
 
-def page(rows: Sequence[Row]) -> Page:
-    parts = [*shared(rows), *trunk(rows)]
-    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
-    return Page(QUESTION, answer, [section for _, section in parts], rows)
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [*shared(rows), *trunk(rows)]
 
 
-def shared(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def shared(rows: Sequence[Row]) -> list[Part]:
     """What the answer says of this form, and its section; nothing before it has run."""
     sid, cascade, one = by_depth(rows, "modules", SID), by_depth(rows, "modules", CASCADE), pick(rows, arm=ONE)
     arms = {SID: sid, CASCADE: cascade, ONE: dict.fromkeys([*sid, *cascade], one)}
@@ -68,7 +65,7 @@ def shared(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     return joined("Shared form: modules around one extractor", told, text, tables, figures)
 
 
-def trunk(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def trunk(rows: Sequence[Row]) -> list[Part]:
     """As `shared`."""
     sid, local = by_depth(rows, "blocks", SID), by_depth(rows, "blocks", LOCAL)
     arms = {SID: sid, LOCAL: local, BACKPROP: dict.fromkeys([*sid, *local], pick(rows, arm=BACKPROP))}
@@ -109,7 +106,7 @@ def joined(
     text: str,
     tables: Sequence[tuple[str, Table | None]],
     figures: Sequence[tuple[str, str, str]],
-) -> list[tuple[str, Section]]:
+) -> list[Part]:
     """What there is to show; nothing where no table is left."""
     kept = [(caption, table) for caption, table in tables if table]
     return [(" ".join(filter(None, told)), Section(heading, text.strip(), kept, figures))] if kept else []
@@ -173,7 +170,7 @@ ON: Mapping[Machine, int] = {"cpu": 1}
 CHEAP: Mapping[Machine, int] = {"cpu": 3}
 
 STUDY = Study(
-    QUESTION,
+    "What does depth give, and what does it cost?",
     [
         Grid({ONE: "train backprop --blocks 1"}, f"{EXTRACTOR} --epochs 3", seeds=ON),
         Grid({SID: "train sid --form shared"}, f"{EXTRACTOR} --epochs 3", AS_BLOCKS, ON),
@@ -184,5 +181,5 @@ STUDY = Study(
         *benches.grids({CASCADE: "backprop"}, CHAIN, AS_OPTION, ON),
         *benches.grids(TRUNK, UNITS, BLOCKS, ON, SMALL),
     ],
-    page,
+    parts,
 )

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidestep.report.figures import Line, lines
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
 from sidestep.studies import benches
 from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER, FLOOR, GRAPHS, STEP
 from sidestep.studies.depths import by_depth
 from sidestep.studies.rows import names, pick
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "What is it worth that blocks wait for nobody, or are equal?"
 SID, LOCAL = "SID", "local CE"
 STREAMED = {"local_ce (streaming)": LOCAL, CHECKPOINTED: "checkpointing"}
 RIVALS = {
@@ -35,10 +34,8 @@ RIVALS = {
 TIMES = fixed(2)
 
 
-def page(rows: Sequence[Row]) -> Page:
-    parts = [*(part for part in (ranks(rows), stack(rows)) if part), *streaming(rows)]
-    answer = " ".join(text for text, _ in parts if text) or "Too little has run yet."
-    return Page(QUESTION, answer, [section for _, section in parts], rows)
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [*ranks(rows), *stack(rows), *streaming(rows)]
 
 
 def between(row: Mapping[str, Any], key: str) -> str | None:
@@ -48,11 +45,11 @@ def between(row: Mapping[str, Any], key: str) -> str | None:
     return f"{TIMES(row[key])} ({TIMES(row[f'{key}_low'])}–{TIMES(row[f'{key}_high'])})"
 
 
-def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
+def ranks(rows: Sequence[Row]) -> list[Part]:
     """Of every method the last bench of its blocks in several processes; nothing before one has run."""
     found = {arm: its[-1] for arm in names(rows, "arm") if (its := [r for r in pick(rows, arm=arm) if "ranks" in r])}
     if not found:
-        return None
+        return []
     told: list[str] = []
     for arm, row in found.items():
         count = row["ranks"]
@@ -87,7 +84,7 @@ def ranks(rows: Sequence[Row]) -> tuple[str, Section] | None:
         ("What the fastest pipeline loses to an even share, as factors", Table.of(list(lost), split, "beside")),
     ]
     kept = [(caption, table) for caption, table in tables if table]
-    return " ".join(told), Section("Blocks in several processes", text, kept, [])
+    return [(" ".join(told), Section("Blocks in several processes", text, kept))]
 
 
 def won(row: Row) -> str:
@@ -107,11 +104,11 @@ def accuracy(row: Row, which: int) -> str | None:
     return PERCENT(values[which]) if len(values) > which and values[which] is not None else None
 
 
-def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
+def stack(rows: Sequence[Row]) -> list[Part]:
     """Over how many modules; nothing before one has been timed."""
     found = {depth: its[-1] for depth, its in by_depth(rows, "modules", SID, bench=True).items()}
     if not found:
-        return None
+        return []
     entries = {depth: {entry["name"]: entry for entry in row["rows"]} for depth, row in found.items()}
     engines = [n for n in next(iter(entries.values())) if not n.startswith(("naive", "extractor"))]
     base = "naive loop, fp32"
@@ -141,10 +138,10 @@ def stack(rows: Sequence[Row]) -> tuple[str, Section] | None:
     shown = [(title, columns), ("A whole step, and the least that it could take", steps)]
     tables = [(caption, table) for caption, its in shown if (table := Table.of(list(entries), its, "modules"))]
     answer = f"With {depth} modules the cascade takes, of the naive loop’s part of a step, {', '.join(told)}."
-    return answer, Section("Equal blocks computed as one", text, tables, [figure])
+    return [(answer, Section("Equal blocks computed as one", text, tables, [figure]))]
 
 
-def streaming(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def streaming(rows: Sequence[Row]) -> list[Part]:
     """Over depth, over how many blocks, and of a ResNet; nothing of what has not been measured."""
     its = pick(rows, arm=LOCAL)
     parts = {
@@ -191,7 +188,7 @@ def costs(where: str, on: Mapping[Machine, int], run: str, count: str, variants:
 
 
 STUDY = Study(
-    QUESTION,
+    "What is it worth that blocks wait for nobody, or are equal?",
     [
         Grid(
             {LOCAL: "bench ranks local_ce", "SID in trunk form": "bench ranks sid", "BLL": "bench ranks bll"},
@@ -223,5 +220,5 @@ STUDY = Study(
         # Each part is compiled by itself: hundreds take longer than a slot lasts.
         *costs(ON_GPU, GPU, COMPILED, "units", units(4, 16, 64)),
     ],
-    page,
+    parts,
 )

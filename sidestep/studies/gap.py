@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.figures import Line, lines
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
 from sidestep.studies.rows import HOWEVER_READ, Value, by_seed, chosen, names, pick, points, read_out, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 SID, BACKPROP, LOCAL, DEEP = "SID", "backprop", "local_ce", "deep supervision"
 WIDE = "backprop, wider: as many FLOPs as SID"
@@ -47,18 +47,13 @@ READ_OUTS: Mapping[str, Value] = {
 }
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     found: dict[str, dict[str, dict[str, list[Row]]]] = {}
     for data in names(rows, "data"):
         budgets = {n: pick(rows, data=data, epochs=n) for n in names(rows, "epochs")}
         arms = {n: {arm: its for arm in ARMS if (its := pick(b, arm=arm))} for n, b in budgets.items()}
         found[data] = {n: its for n, its in arms.items() if its}
-    return Page(
-        "How far are isolated blocks from strong backprop?",
-        " ".join(answer(data, budgets) for data, budgets in found.items() if budgets) or "Nothing has run yet.",
-        [section(data, budgets) for data, budgets in found.items() if budgets],
-        rows,
-    )
+    return [(answer(data, budgets), section(data, budgets)) for data, budgets in found.items() if budgets]
 
 
 def gaps(arms: Mapping[str, Sequence[Row]]) -> dict[str, Difference]:
@@ -179,5 +174,5 @@ STUDY = Study(
         *grids({TUNED: FASHION}, (10,), {"cpu": 5, "gpu": 5}, NARROW, FASHION, SOFTENED),
         *grids({CIFAR_10: CIFAR}, (5, 10, 30, 100), {"gpu": 3}),
     ],
-    page,
+    parts,
 )

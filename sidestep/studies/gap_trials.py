@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, prefixed
 from sidestep.studies.rows import names, pick, read_out, table
-from sidestep.studies.study import TRIAL_SEED, Grid, Row, Study
+from sidestep.studies.study import TRIAL_SEED, Grid, Part, Row, Study
 
 COMMON = "--data cifar10-jpeg-q95 --model resnet18 --set model.width=16 --blocks 4 --epochs 5 --test never"
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     arms = {arm: pick(rows, arm=arm) for arm in names(rows, "arm")}
     arms = dict(sorted(((a, r) for a, r in arms.items() if r), key=lambda item: -item[1][0]["val_accuracy"]))
+    if not arms:
+        return []
     blocks = [
         ", ".join("–" if v is None else f"{100 * v:.1f}" for v in found[0]["block_val_accuracy"])
         for found in arms.values()
@@ -29,12 +31,9 @@ def page(rows: Sequence[Row]) -> Page:
         ("FLOPs, training", "flops_per_sample", prefixed),
         ("FLOPs, inference", "inference_flops_per_sample", prefixed),
     )
-    return Page(
-        "What closes the gap between isolated blocks and backprop?",
-        f"{len(arms)} trials on validation, best first; the test set was read by none of them.",
-        [Section("All trials", "", [("", table(arms, columns, "trial", further=[("by block, %", blocks)]))])],
-        rows,
-    )
+    told = f"{len(arms)} trials on validation, best first; the test set was read by none of them."
+    shown = table(arms, columns, "trial", further=[("by block, %", blocks)])
+    return [(told, Section("All trials", tables=[("", shown)]))]
 
 
 ADAMW = "--optimizer adamw --lr 0.004 --weight-decay 0.05 --schedule onecycle --warmup 0.3"
@@ -69,5 +68,5 @@ STUDY = Study(
             smoke="--set model.width=8",
         )
     ],
-    page,
+    parts,
 )

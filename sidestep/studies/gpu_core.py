@@ -9,25 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, fixed, shown
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER
 from sidestep.studies.rows import ACCURACY, pick, sizes, spread, table
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "How near to a strong ResNet-18 does local learning come, and what does a step of it cost over depth?"
 BACKPROP, SID = "backprop", "SID"
 CANDIDATES = {"sid (streaming)": SID, CHECKPOINTED: "checkpointing"}
 
 
-def page(rows: Sequence[Row]) -> Page:
-    parts = [*accuracy(rows), *cost(rows)]
-    answer = " ".join(text for text, _ in parts) or "Too little has run yet."
-    return Page(QUESTION, answer, [section for _, section in parts], rows)
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [*accuracy(rows), *cost(rows)]
 
 
-def accuracy(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def accuracy(rows: Sequence[Row]) -> list[Part]:
     """What the answer says of the trained networks, and their section; nothing before one has run."""
     groups = {arm: its for arm in ARMS if (its := pick(rows, arm=arm))}
     if not groups:
@@ -47,7 +44,7 @@ def accuracy(rows: Sequence[Row]) -> list[tuple[str, Section]]:
     return [(" ".join(filter(None, told)), section)]
 
 
-def cost(rows: Sequence[Row]) -> list[tuple[str, Section]]:
+def cost(rows: Sequence[Row]) -> list[Part]:
     """As `accuracy`, of the benches."""
     heading = "Cost over depth"
     text = f"A residual MLP with a block a unit. {benches.SEGMENTS}"
@@ -68,7 +65,7 @@ ON: Mapping[Machine, int] = {"cpu": 0, "gpu": 1}
 SMALL = "--set model.width=8 --batch-size 64"
 
 STUDY = Study(
-    QUESTION,
+    "How near to a strong ResNet-18 does local learning come, and what does a step of it cost over depth?",
     [
         Grid(
             ARMS,
@@ -87,5 +84,5 @@ STUDY = Study(
             f"{SMALL} --set compile=false --set model.depth=4 --blocks 4",
         ),
     ],
-    page,
+    parts,
 )

@@ -11,17 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sidestep.report.figures import Line, descent, lines
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Table, fixed, shown
 from sidestep.studies import against
 from sidestep.studies.rows import mean, minus, nats, pick, points, spread, table
 from sidestep.studies.statistics import Difference, difference
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 Rates = Mapping[str, Mapping[str, list[Row]]]
 """Noise -> arm -> rows."""
 
-QUESTION = "Is SID robust to label noise, or is it only smoothing?"
 MNIST, CIFAR = "MNIST", "CIFAR-10 (JPEG, quality 95)"
 NOISE = {f"{100 * rate:.0f} %": rate for rate in (0.0, 0.2, 0.4, 0.6)}
 SID, PARALLEL, DEEP, LOCAL = "SID", "parallel heads", "deep supervision", "local cross-entropy"
@@ -51,19 +50,12 @@ def groups(rows: Sequence[Row], data: str, noise: str) -> dict[str, list[Row]]:
     return {arm: its for arm, its in found.items() if its}
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     found = {data: {noise: groups(rows, data, noise) for noise in NOISE} for data in (MNIST, CIFAR)}
     found = {data: {noise: arms for noise, arms in rates.items() if arms} for data, rates in found.items()}
     found = {data: rates for data, rates in found.items() if rates}
-    sections = [accuracy(data, rates) for data, rates in found.items()]
-    if theory := tested({noise: arms for noise, arms in found.get(MNIST, {}).items() if arms.get(SID)}):
-        sections.append(theory)
-    return Page(
-        QUESTION,
-        " ".join(answer(data, rates) for data, rates in found.items()) or "Nothing has run yet.",
-        sections,
-        rows,
-    )
+    theory = tested({noise: arms for noise, arms in found.get(MNIST, {}).items() if SID in arms})
+    return [*((answer(data, rates), accuracy(data, rates)) for data, rates in found.items()), ("", theory)]
 
 
 def gained(arms: Mapping[str, list[Row]]) -> dict[str, Difference]:
@@ -220,10 +212,10 @@ def grids(common: str, data: Mapping[str, str], seeds: Mapping[Machine, int]) ->
 
 
 STUDY = Study(
-    QUESTION,
+    "Is SID robust to label noise, or is it only smoothing?",
     [
         *grids("--model simplecnn --blocks 5 --epochs 6", {MNIST: "--data mnist"}, {"cpu": 3}),
         *grids("--model simplecnn_bn --blocks 5 --epochs 30", {CIFAR: "--data cifar10-jpeg-q95"}, {"gpu": 3}),
     ],
-    page,
+    parts,
 )

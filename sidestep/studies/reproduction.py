@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sidestep.report.study import Page
 from sidestep.studies.curves import last_ten, section
 from sidestep.studies.rows import mean, minus, names, pick, points
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 DATA = "--data cifar10-jpeg-q95 --epochs 50 --batch-size 256 --augment crop,flip --test epochs"
 LIKE_THEM = f"{DATA} --recipe sid-authors"
@@ -57,16 +56,15 @@ def on(arm: str, network: str) -> str:
     return f"{arm}, {network}"
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     groups = {arm: pick(rows, arm=arm) for arm in names(rows, "arm")}
     groups = {arm: found for arm, found in groups.items() if found}
     curves = [found[0]["curve"]["train_loss"] for found in groups.values()]
     losses = [", ".join(f"{curve[n - 1]:.3f}" for n in EPOCHS if n <= len(curve)) for curve in curves]
     head = f"loss after epochs {', '.join(map(str, EPOCHS))}"
-    sections = [section(groups, DRAWN, [(head, losses)])] if groups else []
     said = " ".join(filter(None, (answer(groups, network) for network in NETWORKS)))
     text = f"{said} {LOG_SAYS}" if said else "Not both of SID and the belief cascade have run yet."
-    return Page("Does SID’s published gain over backprop reproduce?", text, sections, rows)
+    return [(text, section(groups, DRAWN, [(head, losses)]) if groups else None)]
 
 
 LOG_SAYS = "The log’s training loss after epochs {}: {}.".format(
@@ -154,5 +152,5 @@ STUDY = Study(
             seeds=THREE_ON_GPU,
         ),
     ],
-    page,
+    parts,
 )

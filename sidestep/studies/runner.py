@@ -26,6 +26,7 @@ import torch
 
 from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
+from sidestep.report.study import write_page
 from sidestep.run import commit, device_name
 from sidestep.studies import study_named
 from sidestep.studies.study import Machine, Piece, Row, machine_of
@@ -99,8 +100,6 @@ def run(
     rows, left = read_jsonl(file), len(missing())
     page = results / f"{name}.html"
     if rows:
-        from sidestep.report.study import write_page
-
         write_page(study.shown(rows), page)
     text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f"\npage: {page}" if rows else "")
     return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}

@@ -11,13 +11,12 @@ from itertools import product
 from typing import Any
 
 from sidestep.report.figures import Line, lines
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
 from sidestep.studies import benches
 from sidestep.studies.rows import pick
-from sidestep.studies.study import Grid, Machine, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
-QUESTION = "Does the simulation predict real processes, and what does it say of many machines?"
 BLOCKS, BACKPROP = "blocks", "backprop"
 CALLED = {
     "blocks": "local CE in blocks",
@@ -41,20 +40,18 @@ ERROR = fixed(1, 100)
 TIMES = fixed(2)
 
 
-def page(rows: Sequence[Row]) -> Page:
+def parts(rows: Sequence[Row]) -> list[Part]:
     needed = more_epochs(rows)
-    parts = [part for part in (validated(rows), beyond(rows, needed), accuracies(rows, needed), churn(rows)) if part]
-    answer = " ".join(text for text, _ in parts if text) or "Too little has run yet."
-    return Page(QUESTION, answer, [section for _, section in parts], rows)
+    return [*validated(rows), *beyond(rows, needed), *accuracies(rows, needed), *churn(rows)]
 
 
 # ------------------------------------------------------------------ predicted beside measured
 
 
-def validated(rows: Sequence[Row]) -> tuple[str, Section] | None:
+def validated(rows: Sequence[Row]) -> list[Part]:
     found = [row for row in pick(rows) if "cores" in row]
     if not found:
-        return None
+        return []
     tables: list[tuple[str, Table]] = []
     worst: dict[str, dict[str, float]] = {"error": {}, "error_plain": {}}
     for row in found:
@@ -93,7 +90,7 @@ def validated(rows: Sequence[Row]) -> tuple[str, Section] | None:
         f"The simulator was developed on {DEVELOPED}; errors are judged on what was held out. Every time is the "
         f"mean of twelve steps that begin together. {benches.places(found)}"
     )
-    return answer, Section("Predicted beside measured", text, tables, [])
+    return [(answer, Section("Predicted beside measured", text, tables))]
 
 
 def ends(entry: Mapping[str, Any]) -> str:
@@ -109,14 +106,14 @@ def kind_of(name: str) -> str:
 # ------------------------------------------------------------------ extrapolation
 
 
-def beyond(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] | None:
+def beyond(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     """What nobody measured; nothing before it was computed.
 
     needed: how many times as many steps, by seed: what is lost and won is told for the least and for the most.
     """
     found = [row for row in pick(rows) if "kept" in row]
     if not found:
-        return None
+        return []
     entries: list[dict[str, Any]] = found[-1]["rows"]
     tables: list[tuple[str, Table]] = []
     factors = list(dict.fromkeys([min(needed), max(needed)])) if needed else [1.0]
@@ -171,7 +168,7 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] 
         f"{row['synchronised_every']} steps, and is assumed to need no more of them than backprop, which is generous. "
         f"A rival wins where its step takes less than those that it is spared. {WIRES}"
     )
-    return answer, Section("Many machines: extrapolation", text, tables, figures)
+    return [(answer, Section("Many machines: extrapolation", text, tables, figures))]
 
 
 def verdict(counted: str, lost: Sequence[str], of: int) -> str:
@@ -218,9 +215,9 @@ def reached(curve: Sequence[float], target: float) -> float:
     return n + (target - curve[n - 1]) / (curve[n] - curve[n - 1])
 
 
-def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Section] | None:
+def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     if not needed:
-        return None
+        return []
     arms = {arm: pick(rows, arm=arm) for arm in ("local CE", BACKPROP)}
     curves = [
         Line(
@@ -254,13 +251,13 @@ def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> tuple[str, Secti
         lines("validation accuracy over epochs", curves, "epoch", "%"),
         "",
     )
-    return answer, Section("Steps to equal accuracy", text, [("", table)], [figure])
+    return [(answer, Section("Steps to equal accuracy", text, [("", table)], [figure]))]
 
 
-def churn(rows: Sequence[Row]) -> tuple[str, Section] | None:
+def churn(rows: Sequence[Row]) -> list[Part]:
     found = [row for row in pick(rows) if "kept" in row]
     if not found:
-        return None
+        return []
     entries: list[dict[str, Any]] = found[-1]["kept"]
     lives = list(dict.fromkeys(e["life"] for e in entries))
     machines = list(dict.fromkeys(e["ranks"] for e in entries))
@@ -274,7 +271,7 @@ def churn(rows: Sequence[Row]) -> tuple[str, Section] | None:
         "engine, and with pipelines and data parallelism by torch. Replicas that go on without one of them, as DiLoCo "
         "allows, lose less."
     )
-    return "", Section("Machines that end: extrapolation", text, [("", table)], [])
+    return [("", Section("Machines that end: extrapolation", text, [("", table)]))]
 
 
 CHAIN = "--data mnist --model mlp --set model.depth=8 --precision fp32"
@@ -285,7 +282,7 @@ NETWORKS = {
 }
 
 STUDY = Study(
-    QUESTION,
+    "Does the simulation predict real processes, and what does it say of many machines?",
     [
         Grid(
             {
@@ -310,5 +307,5 @@ STUDY = Study(
             smoke="--set model.width=16",
         ),
     ],
-    page,
+    parts,
 )

@@ -14,12 +14,13 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from sidestep.report.study import Page
+from sidestep.report.study import Page, Section, joined
 
 Row = dict[str, Any]
+Part = tuple[str, Section | None]
+"""What a study's answer says of something, "" for nothing, and the section that shows it, if one does."""
 Machine = Literal["cpu", "gpu"]
 MACHINES: tuple[Machine, ...] = ("cpu", "gpu")
 ON_GPU = " --device cuda"
@@ -136,7 +137,8 @@ class Study:
 
     question: str
     grids: Sequence[Grid]
-    page: Callable[[Sequence[Row]], Page]
+    parts: Callable[[Sequence[Row]], Sequence[Part]]
+    """What there is to say and to show of rows, in its order."""
 
     def pieces(
         self, machine: Machine = "cpu", seeds: int | None = None, smoke: bool = False, rows: Sequence[Row] = ()
@@ -150,19 +152,19 @@ class Study:
 
     def shown(self, rows: Sequence[Row]) -> Page:
         """The page of these rows, of which there is at least one; each machine's apart, for no two are to be paired."""
-        from sidestep.report.study import joined
-
         known = self.labelled(rows)
         found = {machine: [row for row in known if machine_of(row["command"]) == machine] for machine in MACHINES}
-        pages = {f"a {machine.upper()}": self._page(its) for machine, its in found.items() if its}
+        pages = {f"a {machine.upper()}": self.page(its) for machine, its in found.items() if its}
         return joined(pages) if pages else self.page([])
 
-    def _page(self, rows: Sequence[Row]) -> Page:
-        """With the runs that are in no mean."""
-        page = self.page(rows)
-        lost = [row for row in rows if "failed" in row and "trial" not in row["labels"]]
-        named = "; ".join(f"{', '.join(row['labels'].values())} (`{row['command']}`)" for row in lost)
-        return replace(page, answer=f"{page.answer} Diverged, and in no mean: {named}.") if lost else page
+    def page(self, rows: Sequence[Row]) -> Page:
+        """The page of one machine's rows, under the labels that they have; runs that are in no mean are named."""
+        parts = self.parts(rows)
+        told = [text for text, _ in parts if text] or ["Too little has run yet."]
+        if lost := [row for row in rows if "failed" in row and "trial" not in row["labels"]]:
+            named = [f"{', '.join(row['labels'].values())} (`{row['command']}`)" for row in lost]
+            told.append(f"Diverged, and in no mean: {'; '.join(named)}.")
+        return Page(self.question, " ".join(told), [section for _, section in parts if section], rows)
 
     def labelled(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, each under the labels of every piece that is its command: what grids share is run once.

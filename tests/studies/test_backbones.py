@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidestep.studies.backbones import BACKBONES, BACKPROP, LOCAL, SID, STUDY, page
+from sidestep.studies.backbones import BACKBONES, BACKPROP, LOCAL, SID, STUDY
 from sidestep.studies.study import Row
 from tests.studies.made import timed, trained, weighed
 from tests.studies.pages import columns, written_of_every_part
@@ -29,8 +29,8 @@ ROWS = [row for backbone in BACKBONES["backbone"] for row in rows_of(backbone)]
 
 
 def test_every_backbone_has_its_accuracies_and_their_differences_to_its_own_backprop() -> None:
-    assert [section.heading for section in page(ROWS).sections] == ["VGG-11", "ResNet-18", "ViT-Tiny"]
-    found = columns(page(ROWS), "ViT-Tiny", "After training")
+    assert [section.heading for section in STUDY.page(ROWS).sections] == ["VGG-11", "ResNet-18", "ViT-Tiny"]
+    found = columns(STUDY.page(ROWS), "ViT-Tiny", "After training")
     assert found["method"] == ["backprop", "SID, K = 2", "SID, K = 4", "local CE, K = 2", "local CE, K = 4"]
     assert found["test accuracy, %"] == [f"{mean:.2f} ± 0.71" for mean in (93.5, 92.5, 91.5, 90.5, 89.5)]
     assert found["less backprop, points"] == [
@@ -38,22 +38,23 @@ def test_every_backbone_has_its_accuracies_and_their_differences_to_its_own_back
         *(f"−{points}.00 [−{points}.00, −{points}.00], below" for points in (1, 2, 3, 4)),
     ]
     assert (
-        "ViT-Tiny, less backprop, in points (below): SID, K = 2 −1.00 [−1.00, −1.00]; SID, K = 4" in page(ROWS).answer
+        "ViT-Tiny, less backprop, in points (below): SID, K = 2 −1.00 [−1.00, −1.00]; SID, K = 4"
+        in STUDY.page(ROWS).answer
     )
 
 
 def test_the_costs_of_the_finest_cut_are_said_and_of_every_cut_shown() -> None:
-    found = columns(page(ROWS), "ResNet-18", "Peak memory of a step")
+    found = columns(STUDY.page(ROWS), "ResNet-18", "Peak memory of a step")
     assert (found["blocks"], found["SID ÷ that"]) == (["2", "4"], ["0.50", "0.25"])
     assert found["checkpointing ÷ that"] == ["0.25", "0.25"]
     assert (
         "ResNet-18 in 4 blocks: SID takes 0.25 of the memory and 1.20 (1.08–1.32) of the step time of plain backprop; "
         "checkpointing takes 0.25 of the memory and 1.30 (1.17–1.43) of the step time of plain backprop."
-    ) in page(ROWS).answer
+    ) in STUDY.page(ROWS).answer
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
-    written_of_every_part(page, rows_of("VGG-11"), tmp_path)
+    written_of_every_part(STUDY.page, rows_of("VGG-11"), tmp_path)
 
 
 def test_it_is_for_a_gpu_where_checkpointed_backprop_is_timed_and_not_trained() -> None:

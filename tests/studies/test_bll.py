@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll import ARMS, BERNOULLI, GAUSSIAN, SAME, STUDY, page
+from sidestep.studies.bll import ARMS, BERNOULLI, GAUSSIAN, SAME, STUDY
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -21,7 +21,7 @@ ROWS = [row(arm, level + 0.01 * s, s, nll) for arm, (level, nll) in LEVELS.items
 
 
 def test_each_family_is_held_against_its_own_controls() -> None:
-    text = page(ROWS).answer
+    text = STUDY.page(ROWS).answer
     assert "On MNIST: BLL, Bernoulli reaches 90.50 %." in text
     assert "BLL, Bernoulli, m = 0 +1.00 [+1.00, +1.00]; local_ce, sigmoid +2.00 [+2.00, +2.00]" in text
     assert "Gaussian" not in text
@@ -30,7 +30,7 @@ def test_each_family_is_held_against_its_own_controls() -> None:
 
 
 def test_trust_is_told_raw_and_after_temperature_with_paired_differences() -> None:
-    found = columns(page(ROWS), "MNIST", "How far answers can be trusted")
+    found = columns(STUDY.page(ROWS), "MNIST", "How far answers can be trusted")
     assert found["NLL, raw"] == ["0.4000 ± 0.0000", "0.4200 ± 0.0000", "0.3800 ± 0.0000"]
     assert found["NLL, after temperature"][0] == "0.3000 ± 0.0000"
     assert found["NLL less that of BLL, Bernoulli"][1].startswith("+0.0200 [+0.0200, +0.0200], above")
@@ -46,7 +46,7 @@ def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
     assert (
         "By NLL and AURC after temperature BLL, Bernoulli is better than BLL, Bernoulli, m = 0. It is worse than "
         "local_ce, sigmoid. It is neither better nor worse than backprop, sigmoid."
-    ) in page([*ROWS, *third]).answer
+    ) in STUDY.page([*ROWS, *third]).answer
 
 
 def test_every_arm_has_as_many_trials() -> None:
@@ -57,4 +57,4 @@ def test_every_arm_has_as_many_trials() -> None:
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
     rows = [row(arm, 0.9, seed, data=data) for arm in ARMS for seed in (0, 1) for data in ("MNIST", "Fashion-MNIST")]
-    written_of_every_part(page, rows, tmp_path)
+    written_of_every_part(STUDY.page, rows, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidestep.studies.bll_blocks import BACKPROP, BLL, CUT, DEPTHS, GREEDY, STUDY, page
+from sidestep.studies.bll_blocks import BACKPROP, BLL, CUT, DEPTHS, GREEDY, STUDY
 from sidestep.studies.study import Row
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
@@ -26,14 +26,14 @@ ROWS: list[Row] = [
 
 
 def test_over_depth_every_arm_is_held_against_backprop() -> None:
-    found = columns(page(ROWS), "Depth")
+    found = columns(STUDY.page(ROWS), "Depth")
     assert found["units"] == ["4", "16"]
     assert found["BLL less backprop, points"] == [
         "+0.00 [+0.00, +0.00], not distinguishable",
         "−2.00 [−2.00, −2.00], below",
     ]
     assert found["BLL less local_ce, points"] == ["", "+1.00 [+1.00, +1.00], above"]
-    answer = page(ROWS).answer
+    answer = STUDY.page(ROWS).answer
     assert (
         "BLL less backprop, in points (not distinguishable): 4 units +0.00 [+0.00, +0.00]. Below: 16 units −2.00"
         in answer
@@ -41,11 +41,11 @@ def test_over_depth_every_arm_is_held_against_backprop() -> None:
 
 
 def test_every_cut_is_held_against_the_network_that_was_not_cut() -> None:
-    found = columns(page(ROWS), "Blocks")
+    found = columns(STUDY.page(ROWS), "Blocks")
     assert found["cut"] == [EVENLY, AT_INPUT]
     assert found["BLL, %"] == ["88.50 ± 0.71", "93.50 ± 0.71"]
     assert found["BLL less backprop, points"] == ["−4.00 [−4.00, −4.00], below", "+1.00 [+1.00, +1.00], above"]
-    assert page([row for row in ROWS if row["labels"]["arm"] == BLL]).answer == "Too little has run yet."
+    assert STUDY.page([row for row in ROWS if row["labels"]["arm"] == BLL]).answer == "Too little has run yet."
 
 
 def test_the_network_that_is_cut_is_one_of_those_over_depth() -> None:
@@ -56,4 +56,4 @@ def test_the_network_that_is_cut_is_one_of_those_over_depth() -> None:
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
-    written_of_every_part(page, ROWS, tmp_path)
+    written_of_every_part(STUDY.page, ROWS, tmp_path)

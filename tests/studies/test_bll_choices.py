@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll_choices import BASELINE, CHOICES, STUDY, WORDS, arm, page
+from sidestep.studies.bll_choices import BASELINE, CHOICES, STUDY, WORDS, arm
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -21,7 +21,7 @@ ROWS = [row(BASELINE, 0.90 + 0.01 * s, s) for s in (0, 1)] + [
 
 
 def test_a_choice_is_held_against_the_baselines() -> None:
-    made = page(ROWS)
+    made = STUDY.page(ROWS)
     assert made.answer == ("Twin, less mlp, 128 wide, in points (below): linear −2.00 [−2.00, −2.00].")
     assert [section.heading for section in made.sections] == ["Twin"]
     found = columns(made, "Twin")
@@ -41,4 +41,4 @@ def test_the_baseline_is_run_once_and_every_other_changes_one_choice() -> None:
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
     rows = [row(name, 0.9, seed) for name in list(WORDS)[:6] for seed in (0, 1)]
-    written_of_every_part(page, rows, tmp_path)
+    written_of_every_part(STUDY.page, rows, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidestep.studies.bll_images import ARMS, BACKPROP, BLL, GREEDY, STUDY, page
+from sidestep.studies.bll_images import ARMS, BACKPROP, BLL, GREEDY, STUDY
 from sidestep.studies.study import Row
 from tests.studies.made import timed, trained, weighed
 from tests.studies.pages import columns, written_of_every_part
@@ -24,7 +24,7 @@ ROWS = [*TRAINED, *BENCHED]
 
 
 def test_every_arm_is_held_against_bll_and_costs_against_backprop() -> None:
-    made = page(ROWS)
+    made = STUDY.page(ROWS)
     found = columns(made, CIFAR, "After training")
     assert found[f"less {BLL}, points"] == [
         "",
@@ -47,4 +47,4 @@ def test_a_gpu_trains_the_whole_network_and_no_cpu_does() -> None:
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
-    written_of_every_part(page, ROWS, tmp_path)
+    written_of_every_part(STUDY.page, ROWS, tmp_path)

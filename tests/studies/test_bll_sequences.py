@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll_sequences import ARMS, BACKPROP, BLL, CHARACTERS, GREEDY, WHOLE, page
+from sidestep.studies.bll_sequences import ARMS, BACKPROP, BLL, CHARACTERS, GREEDY, STUDY, WHOLE
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -33,19 +33,19 @@ ROWS = [
 
 
 def test_credit_has_passed_only_where_the_first_block_fails_and_the_last_does_not() -> None:
-    text = page(ROWS).answer
+    text = STUDY.page(ROWS).answer
     assert "On 4 hops in 3 blocks, BLL, local_ce, backprop reach 99 %; after a first block that does not: BLL." in text
     assert "On reversal in 3 blocks, nobody reaches 99 %." in text
     assert text.endswith("Validation loss of characters at equal steps, in nats: BLL 1.7500; backprop 1.5000.")
 
 
 def test_every_block_shown_has_its_column() -> None:
-    found = columns(page(ROWS), "4 hops", "3 blocks")
+    found = columns(STUDY.page(ROWS), "4 hops", "3 blocks")
     assert found["block 1, %"] == ["40.00", "99.50", ""]
     assert found["block 3, %"] == ["99.50", "100.00", "100.00"]
-    assert columns(page(ROWS), CHARACTERS, "3 blocks")["validation loss, nats"] == ["1.7500", "1.5000"]
+    assert columns(STUDY.page(ROWS), CHARACTERS, "3 blocks")["validation loss, nats"] == ["1.7500", "1.5000"]
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
     rows = [row(arm, [0.4, 0.5], 0.995, task, val_loss=1.5) for arm in ARMS for task in ("4 hops", CHARACTERS)]
-    written_of_every_part(page, rows, tmp_path)
+    written_of_every_part(STUDY.page, rows, tmp_path)

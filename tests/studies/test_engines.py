@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.engines import page
+from sidestep.studies.engines import STUDY
 from sidestep.studies.study import Row
 from tests.studies.made import PLACE, timed, weighed
 from tests.studies.pages import columns, written_of_every_part
@@ -43,7 +43,7 @@ def stacked(modules: int) -> Row:
 
 
 def test_a_methods_step_stands_beside_every_rival_and_its_accuracy_beside_backprops() -> None:
-    found = page([ranked("local CE", 0.9), ranked("BLL", 1.2)])
+    found = STUDY.page([ranked("local CE", 0.9), ranked("BLL", 1.2)])
     table = columns(found, RANKS, "Step time of blocks in several processes")
     assert table["method"] == ["local CE", "BLL"] and table["ms a step"] == ["100", "100"]
     assert table["÷ one process"][0] == "0.50 (0.45–0.55)" and table["÷ 1F1B"][0] == "0.80 (0.72–0.88)"
@@ -59,9 +59,9 @@ def test_a_methods_step_stands_beside_every_rival_and_its_accuracy_beside_backpr
 
 
 def test_data_parallel_backprop_is_called_the_winner_only_where_it_is_one() -> None:
-    assert "winner" not in page([ranked("local CE", 0.9)]).answer
-    assert "winner" not in page([ranked("local CE", 1.05)]).answer  # its quartiles reach below 1
-    assert "There data-parallel backprop is the winner." in page([ranked("local CE", 1.2)]).answer
+    assert "winner" not in STUDY.page([ranked("local CE", 0.9)]).answer
+    assert "winner" not in STUDY.page([ranked("local CE", 1.05)]).answer  # its quartiles reach below 1
+    assert "There data-parallel backprop is the winner." in STUDY.page([ranked("local CE", 1.2)]).answer
 
 
 def test_a_process_with_all_threads_is_called_the_winner_where_it_is_one() -> None:
@@ -69,7 +69,7 @@ def test_a_process_with_all_threads_is_called_the_winner_where_it_is_one() -> No
     row = ranked("local CE", 1.2)
     row |= {f"ratio_to_all_threads{end}": 1.1 * f for end, f in {"": 1.0, "_low": 0.95, "_high": 1.05}.items()}
     row |= {f"ratio_to_backprop_all_threads{end}": 1.5 * f for end, f in {"": 1, "_low": 0.9, "_high": 1.1}.items()}
-    found = page([row, ranked("BLL", 0.9)])
+    found = STUDY.page([row, ranked("BLL", 0.9)])
     table = columns(found, RANKS, "Step time of blocks in several processes")
     assert table["÷ one process, all threads"] == ["1.10 (1.04–1.16)", "not measured"]
     assert table["÷ backprop, one process, all threads"] == ["1.50 (1.35–1.65)", "not measured"]
@@ -83,7 +83,7 @@ def test_a_process_with_all_threads_is_called_the_winner_where_it_is_one() -> No
 
 
 def test_the_cascades_part_stands_over_the_naive_loops_by_how_many_modules() -> None:
-    found = page([stacked(100), stacked(10)])
+    found = STUDY.page([stacked(100), stacked(10)])
     table = columns(found, STACK, "The cascade’s part of a step")
     assert table["modules"] == ["10", "100"] and table["naive loop, ms"] == ["20.0", "200"]
     assert table["stacked, bf16 ÷ that"] == ["0.40 (0.36–0.44)", "0.04 (0.04–0.04)"]
@@ -108,7 +108,7 @@ def test_a_block_at_a_time_stands_beside_backprop_over_depth_and_over_cuts_of_th
     rows = [*streamed("units", 4, "eager", 11.0, 30.0), *streamed("units", 64, "eager", 12.0, 5.0)]
     rows += [*streamed("units", 64, "as CUDA graphs", 9.0, 5.0), *streamed("blocks", 16, "eager", 10.5, 10.0)]
     rows += streamed("blocks", 64, "eager", 12.0, 5.0)
-    found = page(rows)
+    found = STUDY.page(rows)
     over_depth = columns(found, "One block at a time, over depth", "Step time, eager")
     assert over_depth["units"] == ["4", "64"]
     assert over_depth["local CE ÷ that"] == ["1.10 (0.99–1.21)", "1.20 (1.08–1.32)"]
@@ -128,8 +128,8 @@ def test_a_block_at_a_time_stands_beside_backprop_over_depth_and_over_cuts_of_th
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
     rows = [ranked("local CE", 0.9), stacked(10), *streamed("units", 4, "eager", 11.0, 30.0)]
-    written_of_every_part(page, rows, tmp_path)
+    written_of_every_part(STUDY.page, rows, tmp_path)
 
 
 def test_before_anything_has_run_the_page_says_so() -> None:
-    assert page([]).answer == "Too little has run yet."
+    assert STUDY.page([]).answer == "Too little has run yet."

@@ -15,7 +15,7 @@ import sidestep
 from sidestep import cli, commands
 from sidestep.files import read_jsonl
 from sidestep.studies import STUDIES, study_named
-from sidestep.studies.gpu_core import ARMS, page
+from sidestep.studies.gpu_core import ARMS, STUDY
 from tests.studies.made import timed, trained, weighed
 from tests.studies.pages import columns, written_of_every_part
 
@@ -73,21 +73,21 @@ def test_the_smoke_of_what_is_for_a_gpu_leaves_a_page_with_every_number_and_repe
 
 def test_the_page_says_accuracies_beside_backprop_and_costs_at_the_greatest_depth() -> None:
     """SID trunk K = 4 is the second arm, a point less.  64 units: 640 MiB of backprop's, 100 of SID's."""
-    answer = page(ROWS).answer
+    answer = STUDY.page(ROWS).answer
     assert "ResNet-18 reaches 95.00 % by backprop; 94.00 % by SID, trunk, K = 4;" in answer
     assert "Less backprop, in points (one seed, no interval): SID, trunk, K = 4 −1.00;" in answer
     for run, share in (("eager", "1.20 (1.08–1.32)"), ("compiled", "0.60 (0.54–0.66)")):
         assert (
             f"With 64 units, {run}: SID takes 0.16 of the memory and {share} of the step time of plain backprop;"
         ) in answer
-    found = columns(page(ROWS), "Cost over depth", "Peak memory of a step, eager")
+    found = columns(STUDY.page(ROWS), "Cost over depth", "Peak memory of a step, eager")
     assert found["units"] == ["8", "64"]
     assert found["plain backprop, MiB"] == ["80.0", "640"]
     assert found["SID ÷ that"] == ["1.25", "0.16"]
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
-    written_of_every_part(page, ROWS, tmp_path)
+    written_of_every_part(STUDY.page, ROWS, tmp_path)
 
 
 def test_the_first_evidence_is_training_and_all_of_it_is_for_a_gpu() -> None:

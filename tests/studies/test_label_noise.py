@@ -23,7 +23,6 @@ from sidestep.studies.label_noise import (
     SID,
     STUDY,
     TUNED,
-    page,
 )
 from sidestep.studies.rows import nats
 from sidestep.studies.statistics import difference
@@ -90,7 +89,7 @@ def test_the_smoothing_is_tuned_on_noisy_validation_for_each_rate_of_noise() -> 
 
 def test_a_table_has_both_epochs_and_what_sid_has_over_each_control_paired_by_seed() -> None:
     rows = of_three(SID, (0.92, 0.93, 0.94)) + of_three(BACKPROP, (0.90, 0.90, 0.90))
-    table = tables(page(rows))["Accuracy on MNIST: 40 % label noise"]
+    table = tables(STUDY.page(rows))["Accuracy on MNIST: 40 % label noise"]
     assert table.head == [
         "method",
         "seeds",
@@ -110,7 +109,7 @@ def test_the_answer_says_above_only_where_the_interval_excludes_zero_and_asks_th
     rows = of_three(SID, (0.92, 0.93, 0.94)) + of_three(BACKPROP, (0.90, 0.90, 0.90))
     rows += of_three(PARALLEL, (0.93, 0.93, 0.93))
     rows += [row(SID, "20 %", accuracy=0.9), row(BACKPROP, "20 %", accuracy=0.91)]
-    answer = page(rows).answer
+    answer = STUDY.page(rows).answer
     assert f"SID less backprop, in points (one seed, no interval): 20 % −1.00. Above: 40 % {GAIN}." in answer
     assert "SID less parallel heads, in points (not distinguishable): 40 % " in answer
     assert "above parallel heads, which have its targets and no beliefs, at 0 of 1." in answer
@@ -122,7 +121,7 @@ def test_each_blocks_distance_stands_beside_t5s() -> None:
         *of_three(SID, (0.9, 0.9, 0.9)),
         row(PARALLEL, seed=0, block_test_nll=[1.0, 0.75]),
     ]
-    made = page(rows)
+    made = STUDY.page(rows)
     table = tables(made)["T5 tested: D on the clean test set at 40 % noise, nats"]
     assert table.head == ["after block", "T5", "SID", "SID less T5", "parallel heads"]
     assert table.rows == [
@@ -141,7 +140,9 @@ def test_a_difference_of_nats_has_its_interval() -> None:
 
 def test_the_last_epoch_is_held_against_the_selected_one_at_the_highest_rate() -> None:
     rows = [row(SID, "20 %"), row(SID, "60 %"), row(DEEP, "60 %")]
-    assert "falls at 60 % noise by (points): 1.00 for SID; 1.00 for deep supervision." in page(rows).sections[0].text
+    assert (
+        "falls at 60 % noise by (points): 1.00 for SID; 1.00 for deep supervision." in STUDY.page(rows).sections[0].text
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,23 +153,23 @@ def test_the_last_epoch_is_held_against_the_selected_one_at_the_highest_rate() -
         ([row(BACKPROP)], 1),
         ([row(TUNED), row(SID, "0 %")], 3),
         ([row(SID, data=CIFAR), row(PARALLEL, data=CIFAR)], 1),
-        ([{"labels": {"arm": SID, "data": MNIST, "noise": "0 %"}, "failed": "diverged"}], 0),
+        ([{"labels": {"arm": SID, "data": MNIST, "noise": "0 %"}, "failed": "diverged", "command": ""}], 0),
     ],
     ids=["none", "SID", "a control", "tuned", "CIFAR", "failed"],
 )
 def test_a_page_from_few_rows_leaves_out_what_is_missing(rows: list[Row], shown: int) -> None:
-    made = page(rows)
+    made = STUDY.page(rows)
     assert made.answer
     assert len(tables(made)) == shown
 
 
 def test_a_page_lacks_any_two_arms_and_is_written(tmp_path: Path) -> None:
     rows = all_rows()
-    write_page(page(rows), tmp_path / "page.html")
+    write_page(STUDY.page(rows), tmp_path / "page.html")
     assert "T5 tested" in (tmp_path / "page.html").read_text()
     mnist = [r for r in rows if r["labels"]["data"] == MNIST and r["labels"]["noise"] in ("0 %", "40 %")]
     rest = [MATCHED, f"{TUNED}: 0.2", LOCAL]
     for missing in combinations((SID, PARALLEL, BACKPROP, DEEP), 2):
         left = [r for r in mnist if r["labels"]["arm"] not in missing]
-        names = [line[0] for line in tables(page(left))["Accuracy on MNIST: 40 % label noise"].rows]
+        names = [line[0] for line in tables(STUDY.page(left))["Accuracy on MNIST: 40 % label noise"].rows]
         assert names == [arm for arm in (SID, PARALLEL, DEEP, BACKPROP, *rest) if arm not in missing]

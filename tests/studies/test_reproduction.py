@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidestep.studies.reproduction import CASCADE, CASCADE_STRONG, HEADS_STRONG, PLAIN_STRONG, SID, SID_STRONG, on, page
+from sidestep.studies.reproduction import (
+    CASCADE,
+    CASCADE_STRONG,
+    HEADS_STRONG,
+    PLAIN_STRONG,
+    SID,
+    SID_STRONG,
+    STUDY,
+    on,
+)
 from tests.studies.made import over_epochs
 from tests.studies.pages import columns, written_of_every_part
 
@@ -24,7 +33,7 @@ POOLED = [over_epochs(on(SID, "pooled"), curve(0.79)), over_epochs(on(CASCADE, "
 
 
 def test_the_gain_is_said_of_the_log_and_of_ours_and_what_lies_outside_is_named() -> None:
-    text = page(ROWS).answer
+    text = STUDY.page(ROWS).answer
     assert "80.00 % for SID (authors’ log 79.95) and 81.00 % for the belief cascade by backprop (log 78.22)" in text
     assert "1.73 over the last ten epochs of their log, and −1.00 here." in text
     assert "Further than 1.5 points from the log: the cascade by +2.78 points." in text
@@ -38,13 +47,13 @@ def test_under_the_strong_recipe_sid_stands_beside_every_control_that_has_run() 
         over_epochs(on(CASCADE_STRONG, "BatchNorm"), curve(0.83)),
         over_epochs(on(HEADS_STRONG, "BatchNorm"), curve(0.86)),
     ]
-    text = page([*ROWS, *strong]).answer
+    text = STUDY.page([*ROWS, *strong]).answer
     assert f"“{SID_STRONG}” less “{CASCADE_STRONG}”: +1.00 points." in text
     assert f"“{SID_STRONG}” less “{HEADS_STRONG}”: −2.00 points." in text
 
 
 def test_each_network_is_answered_by_its_own_rows() -> None:
-    text = page([*ROWS, *POOLED]).answer
+    text = STUDY.page([*ROWS, *POOLED]).answer
     assert text.index("79.00 % for SID") < text.index("80.00 % for SID")
     pooled, batch_norm = text.split("On `simplecnn` with BatchNorm")
     assert "and +1.00 here. Both are within 1.5 points." in pooled and "strong" not in pooled
@@ -52,7 +61,7 @@ def test_each_network_is_answered_by_its_own_rows() -> None:
 
 
 def test_the_last_and_the_best_epoch_stand_beside_the_mean_and_the_loss_beside_the_logs_epochs() -> None:
-    found = columns(page(ROWS), "Test accuracy over the last ten epochs")
+    found = columns(STUDY.page(ROWS), "Test accuracy over the last ten epochs")
     assert found["last ten epochs, %"][0] == "80.00"
     assert found["last epoch, %"][0] == "79.00"
     assert found["best epoch on test, %"][0] == "81.00"
@@ -60,5 +69,5 @@ def test_the_last_and_the_best_epoch_stand_beside_the_mean_and_the_loss_beside_t
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
-    written_of_every_part(page, [*ROWS, *POOLED], tmp_path)
-    assert "Not both" in page([ROWS[0]]).answer
+    written_of_every_part(STUDY.page, [*ROWS, *POOLED], tmp_path)
+    assert "Not both" in STUDY.page([ROWS[0]]).answer

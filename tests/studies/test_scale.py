@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidestep.bench.machines import AHEAD, THERE
-from sidestep.studies.scale import DEVELOPED, more_epochs, page, reached
+from sidestep.studies.scale import DEVELOPED, STUDY, more_epochs, reached
 from sidestep.studies.study import Row
 from tests.studies.made import PLACE
 from tests.studies.pages import columns
@@ -63,7 +63,7 @@ def trained(arm: str, seed: int, curve: list[float]) -> Row:
 
 
 def test_the_largest_error_of_every_kind_stands_in_the_answer_and_who_is_within_a_tenth() -> None:
-    found = page([validated(-0.08)])
+    found = STUDY.page([validated(-0.08)])
     table = columns(found, MEASURED, "width 512, 2 processes on 2 cores")
     assert table["error, %"] == ["−5.0", "2.0", "−8.0", "20.0"] and table["predicted, ms"][0] == "95.0"
     assert table["predicted with the plain factor, ms"][1] == "95.0" and table["its error, %"][3] == "−5.0"
@@ -73,8 +73,8 @@ def test_the_largest_error_of_every_kind_stands_in_the_answer_and_who_is_within_
 
 def test_the_network_that_the_simulator_was_developed_on_is_shown_and_not_judged() -> None:
     seen = validated(-0.5, DEVELOPED)
-    assert "What was held out has not run yet." in page([seen]).answer
-    both = page([seen, validated(-0.08)])
+    assert "What was held out has not run yet." in STUDY.page([seen]).answer
+    both = STUDY.page([seen, validated(-0.08)])
     assert "GPipe 8.0 %" in both.answer
     caption = f"{DEVELOPED} (on which the simulator was developed), 2 processes on 2 cores"
     assert columns(both, MEASURED, caption)["error, %"][2] == "−50.0"
@@ -82,7 +82,7 @@ def test_the_network_that_the_simulator_was_developed_on_is_shown_and_not_judged
 
 def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> None:
     """Blocks of 60 ms a step beside 100 ms: ahead by steps, behind once twice as many are needed."""
-    fast = page([far(60.0)])
+    fast = STUDY.page([far(60.0)])
     table = columns(fast, MANY, "8 machines, wires as they are, ms a step: extrapolation")
     assert table["fastest rival ÷ blocks"] == ["1.67"] and table["which is"] == ["data parallel"]
     other = columns(fast, MANY, "1,024 machines, wires as they are, ms a step: extrapolation")
@@ -91,7 +91,7 @@ def test_a_rival_wins_where_its_step_takes_less_than_those_it_is_spared() -> Non
     assert f"On wires as they are, {told} nowhere, by extrapolation." in fast.answer
     assert f"On wires that ask ahead, {told}, by extrapolation, on 1 of 2" in fast.answer
     curves = [trained("local CE", 0, [0.8, 0.85, 0.9, 0.95]), trained("backprop", 0, [0.9, 0.95, 0.97])]
-    counted = page([far(60.0), *curves])
+    counted = STUDY.page([far(60.0), *curves])
     told = "going only forward loses, by extrapolation, on 1 of 2, and wins on the others: it loses on 8 machines"
     assert f"counting 2.00 times as many steps (by all of 1 seeds), {told}" in counted.answer
     assert "1,024" not in counted.answer.partition("On wires that ask ahead")[0]
@@ -106,7 +106,7 @@ def test_where_seeds_do_not_agree_losses_and_wins_are_told_for_the_least_and_for
     """Twice as many epochs by one seed and four times by the other; rivals take 1.67 and 3.33 times a step's time."""
     curves = [trained("backprop", seed, [0.9, 0.95]) for seed in (0, 1)]
     curves += [trained("local CE", 0, [0.8, 0.9]), trained("local CE", 1, [0.7, 0.8, 0.85, 0.9])]
-    found = page([far(60.0), *curves])
+    found = STUDY.page([far(60.0), *curves])
     for factor, which, count in (("2.00", "least", 1), ("4.00", "most", 2)):
         told = f"On wires as they are, counting {factor} times as many steps (the {which} of 2 seeds), going only "
         assert f"{told}forward loses, by extrapolation, on {count} of 2" in found.answer
@@ -127,9 +127,9 @@ def test_epochs_to_equal_accuracy_are_those_to_the_highest_that_both_reach() -> 
 
 
 def test_what_is_kept_where_machines_end_stands_by_how_many_there_are() -> None:
-    table = columns(page([far(60.0)]), "Machines that end: extrapolation", "")
+    table = columns(STUDY.page([far(60.0)]), "Machines that end: extrapolation", "")
     assert table["machines"] == ["8", "1,024"] and table["a machine lives 1 h"] == ["90.00", "12.50"]
 
 
 def test_before_anything_has_run_the_page_says_so() -> None:
-    assert page([]).answer == "Too little has run yet."
+    assert STUDY.page([]).answer == "Too little has run yet."

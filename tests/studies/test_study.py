@@ -18,15 +18,15 @@ import pytest
 from sidestep import cli, studies
 from sidestep.errors import Diverged, UsageError
 from sidestep.files import only_writer, read_jsonl
-from sidestep.report.study import Page, Section
+from sidestep.report.study import Section
 from sidestep.studies import runner
 from sidestep.studies.rows import minus, pick, points
 from sidestep.studies.statistics import difference, paired
-from sidestep.studies.study import Grid, Piece, Row, Study
+from sidestep.studies.study import Grid, Part, Piece, Row, Study
 
 
-def page(rows: Sequence[Row]) -> Page:
-    return Page("Is it so?", f"{len(rows)} rows.", [Section("All")], rows)
+def parts(rows: Sequence[Row]) -> list[Part]:
+    return [(f"{len(rows)} rows.", Section("All"))]
 
 
 SMALL = Study(
@@ -41,7 +41,7 @@ SMALL = Study(
         Grid({"speed": "bench step sid --steps 1 --blocks 2"}, seeds={"cpu": 1}),
         Grid({"large": "train sid --model resnet18"}, seeds={"cpu": 0, "gpu": 1}),
     ],
-    page,
+    parts,
 )
 STUDIES = {"small": "a study for tests"}
 
@@ -75,7 +75,7 @@ def test_a_study_is_its_arms_by_its_variants_by_its_seeds_and_every_arms_first_s
 
 def test_a_command_of_two_grids_is_run_once_and_read_under_the_labels_of_both() -> None:
     shared = "train sid --blocks 2"
-    study = Study("?", [Grid({"deep": shared}, seeds={"cpu": 1}), Grid({"cut": shared}, seeds={"cpu": 1})], page)
+    study = Study("?", [Grid({"deep": shared}, seeds={"cpu": 1}), Grid({"cut": shared}, seeds={"cpu": 1})], parts)
     (piece,) = study.pieces()
     old = {"labels": {"arm": "gone"}, "command": "sidestep train sid --blocks 3"}
     row = {"labels": dict(piece.labels), "command": piece.command, "seed": 0}
@@ -89,7 +89,7 @@ def test_a_command_of_two_grids_is_run_once_and_read_under_the_labels_of_both() 
 def test_a_mean_is_of_the_runs_of_the_choice_that_stands_and_a_run_that_diverged_is_named() -> None:
     """Trials that were made again choose another rate: runs of both would be taken for one arm's seeds."""
     rates = {"low": "--lr 0.001", "high": "--lr 0.004"}
-    study = Study("?", [Grid({"SID": "train sid"}, seeds={"cpu": 2}, candidates=rates)], page)
+    study = Study("?", [Grid({"SID": "train sid"}, seeds={"cpu": 2}, candidates=rates)], parts)
     rows: list[Row] = [
         {"labels": dict(piece.labels), "command": piece.command, "val_accuracy": accuracy}
         for piece, accuracy in zip(study.pieces(), (0.8, 0.9), strict=True)
@@ -102,16 +102,16 @@ def test_a_mean_is_of_the_runs_of_the_choice_that_stands_and_a_run_that_diverged
     shown = study.shown([*rows, old, first, lost])
     assert shown.rows == [*rows, first, lost]
     assert shown.answer == f"4 rows. Diverged, and in no mean: SID, high (`{lost['command']}`)."
-    assert study.shown([old]) == page([])
+    assert study.shown([old]) == study.page([])
 
 
 def test_rows_of_a_cpu_and_of_a_gpu_stand_apart_on_the_page() -> None:
     """Equal arms and seeds: else the GPU's backprop would be paired with the CPU's SID."""
     grid = Grid({"SID": "train sid", "backprop": "train backprop"}, seeds={"cpu": 1, "gpu": 1})
 
-    def gap(rows: Sequence[Row]) -> Page:
+    def gap(rows: Sequence[Row]) -> list[Part]:
         sid, backprop = (pick(rows, arm=arm) for arm in ("SID", "backprop"))
-        return Page("Is it so?", f"{points(minus(sid, backprop))}.", [Section("All")], rows)
+        return [(f"{points(minus(sid, backprop))}.", Section("All"))]
 
     study = Study("Is it so?", [grid], gap)
     accuracies = [0.90, 0.89, 0.97, 0.95]
@@ -124,7 +124,7 @@ def test_rows_of_a_cpu_and_of_a_gpu_stand_apart_on_the_page() -> None:
     assert both.answer == "On a CPU: +1.00. On a GPU: +2.00."
     assert [section.heading for section in both.sections] == ["All, on a CPU", "All, on a GPU"]
     assert both.rows == rows
-    assert study.shown(rows[:2]) == gap(rows[:2])
+    assert study.shown(rows[:2]) == study.page(rows[:2])
 
 
 class Fake:
@@ -169,7 +169,7 @@ def test_every_piece_leaves_one_row_with_the_command_that_reruns_it(small: Study
 def test_one_trial_serves_the_variants_whose_trials_are_the_same_line() -> None:
     budgets = {"epochs": {"5": "--epochs 5", "10": "--epochs 10"}}
     rates = {"low": "--lr 0.001", "high": "--lr 0.004"}
-    study = Study("?", [Grid({"a": "train sid"}, variants=budgets, candidates=rates, trial="--epochs 5")], page)
+    study = Study("?", [Grid({"a": "train sid"}, variants=budgets, candidates=rates, trial="--epochs 5")], parts)
     trials = study.pieces()
     assert [piece.labels["trial"] for piece in trials] == ["low", "high"]
     rows = [{"command": p.command, "val_accuracy": a} for p, a in zip(trials, (0.1, 0.2), strict=True)]
@@ -233,7 +233,7 @@ def tuning(rows: Sequence[Row] = (), **more: Any) -> list[tuple[dict[str, str], 
 TUNED = Study(
     "Which rate?",
     [Grid({"a": "train sid", "b": "train local_ce"}, candidates={"low": "--lr 0.001", "high": "--lr 0.004"})],
-    page,
+    parts,
 )
 
 
