@@ -30,8 +30,7 @@ def said(name: str, found: Mapping[str, Difference]) -> str:
     """
     sentences: list[str] = []
     for verdict in dict.fromkeys(gap.verdict for gap in found.values()):
-        told = verdict.removesuffix(" from")
-        head = f"{told[0].upper()}{told[1:]}" if sentences else f"{name}, in points ({told})"
+        head = f"{verdict[0].upper()}{verdict[1:]}" if sentences else f"{name}, in points ({verdict})"
         gaps = [f"{line} {points(gap)}" for line, gap in found.items() if gap.verdict == verdict]
         sentences.append(f"{head}: {'; '.join(gaps)}.")
     return " ".join(sentences)
@@ -44,7 +43,7 @@ def column(head: str, lines: Sequence[str], found: Mapping[str, Difference]) -> 
 
 def cell(gap: Difference, show: Callable[[Difference], str | None] = points) -> str:
     """A single seed's difference alone, else with its interval and what that says."""
-    return str(show(gap)) if gap.low is None else f"{show(gap)}, {gap.verdict.removesuffix(' from')}"
+    return str(show(gap)) if gap.low is None else f"{show(gap)}, {gap.verdict}"
 
 
 def figure(alt: str, found: Mapping[str, Difference]) -> list[tuple[str, str, str]]:

@@ -68,8 +68,7 @@ def answer(data: str, arms: Arms) -> str:
             f"among {PERCENT(reached[low])} % (“{low}”) to {PERCENT(reached[high])} % (“{high}”)"
         )
         if best != LABELS_ONLY and (gain := minus(tried[best], tried.get(LABELS_ONLY, []))):
-            verdict = gain.verdict.removesuffix(" from")
-            text += f". “{best}” less “{LABELS_ONLY}”, labels only: {points(gain)} points ({verdict})"
+            text += f". “{best}” less “{LABELS_ONLY}”, labels only: {points(gain)} points ({gain.verdict})"
         sentences.append(f"{text}.")
     if gaps := turned(arms):
         sentences.append(against.said(f"The paper’s direction less the code’s on {data}", gaps))

@@ -25,7 +25,7 @@ class Difference:
         """`above` and `below` are said only where the interval excludes 0."""
         if self.low is None or self.high is None:
             return "one seed, no interval"
-        return "above" if self.low > 0 else "below" if self.high < 0 else "not distinguishable from"
+        return "above" if self.low > 0 else "below" if self.high < 0 else "not distinguishable"
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:

@@ -369,7 +369,7 @@ def test_an_interval_of_paired_differences_by_hand() -> None:
     assert (found.mean, found.values) == (2.0, (1.0, 2.0, 3.0))
     assert found.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-6)
     assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
-    assert found.verdict == "not distinguishable from"
+    assert found.verdict == "not distinguishable"
 
 
 def test_above_is_said_only_where_the_interval_excludes_zero() -> None:
