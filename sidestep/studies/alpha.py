@@ -16,7 +16,20 @@ from sidestep.report.figures import Line, dots, lines, slack
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, shown
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACY, best_on_validation, by_seed, mean, minus, nats, pick, points, spread, table
+from sidestep.studies.rows import (
+    ACCURACY,
+    ECE,
+    NLL,
+    best_on_validation,
+    by_seed,
+    mean,
+    minus,
+    nats,
+    pick,
+    points,
+    spread,
+    table,
+)
 from sidestep.studies.statistics import Difference
 from sidestep.studies.study import Grid, Part, Row, Study
 
@@ -105,11 +118,7 @@ def weights(data: str, arms: Arms) -> Section | None:
                 "Constant α, and α that changes from block to block",
                 table(
                     tried,
-                    (
-                        ACCURACY,
-                        ("NLL, nats", "test_nll", fixed(4)),
-                        ("ECE", "test_ece", fixed(4)),
-                    ),
+                    (ACCURACY, NLL, ECE),
                     "α",
                     [("r", remain), ("NLL by T5", theirs), ("less α = 1, points", less)],
                 ),

@@ -86,12 +86,19 @@ def checkpointed(entries: Sequence[Entry]) -> str:
     return fastest or min(sizes, key=lambda name: sizes[name])
 
 
-def ratio(found: Entry, of: Callable[[float], float] = lambda r: r, form: Format = TIMES) -> str:
-    """A ratio to plain backprop, or what `of` makes of it, with its quartiles where it was measured again and again."""
-    middle = form(of(found["ratio"]))
-    if "ratio_low" not in found:
+def ratio(
+    found: Entry, key: str = "ratio", of: Callable[[float], float] = lambda r: r, form: Format = TIMES
+) -> str | None:
+    """A ratio, or what `of` makes of it, with its quartiles where it was measured again and again: "0.74 (0.70–0.79)".
+
+    By default that to plain backprop.  None where it was not measured.
+    """
+    if key not in found:
+        return None
+    middle = form(of(found[key]))
+    if f"{key}_low" not in found:
         return middle
-    low, high = sorted(of(found[end]) for end in ("ratio_low", "ratio_high"))
+    low, high = sorted(of(found[f"{key}_{end}"]) for end in ("low", "high"))
     return f"{middle} ({form(low)}–{form(high)})"
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.study import Section
-from sidestep.report.tables import Column, Format, fixed
+from sidestep.report.tables import Column, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACIES, Value, chosen, mean, minus, names, nats, pick, sizes, table
+from sidestep.studies.rows import ACCURACIES, Measure, chosen, mean, minus, names, nats, pick, sizes, table
 from sidestep.studies.study import Grid, Part, Row, Study
 
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
@@ -46,7 +46,7 @@ def trusted(measure: str, part: str = "test_scaled") -> Callable[[Row], float | 
 
 
 RAW, SCALED = "raw", "after temperature"
-CALIBRATION: Sequence[tuple[str, Value, Format]] = tuple(
+CALIBRATION: Sequence[Measure] = tuple(
     (f"{head}, {how}", trusted(measure, part), fixed(4))
     for how, part in ((RAW, "test"), (SCALED, "test_scaled"))
     for head, measure in (("NLL", "nll"), ("Brier", "brier"), ("ECE, equal mass", "adaptive_ece"), ("AURC", "aurc"))

@@ -14,9 +14,9 @@ import numpy as np
 from sidestep.measure.regression import LEVELS
 from sidestep.report.figures import coverage
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
+from sidestep.report.tables import PERCENT, Column, Table, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import Value, chosen, mean, minus, nats, pick, sizes, table
+from sidestep.studies.rows import Measure, chosen, mean, minus, nats, pick, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Part, Row, Study
 
@@ -38,7 +38,7 @@ def told(name: str) -> Callable[[Row], Any]:
 
 SCALED = told("nll_scaled")
 CONSTANTS = {"one deviation for all pixels": told("nll_constant"), "one for each pixel": told("nll_per_number")}
-COLUMNS: Sequence[tuple[str, Value, Format]] = (
+COLUMNS: Sequence[Measure] = (
     ("NLL, nats a pixel", told("nll"), fixed(4)),
     ("factor", told("scale"), fixed(3)),
     ("NLL with it", SCALED, fixed(4)),

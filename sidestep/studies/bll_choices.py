@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from sidestep.report.study import Section
-from sidestep.report.tables import Format, fixed
+from sidestep.report.tables import fixed
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACY, Value, chosen, pick, table
+from sidestep.studies.rows import ACCURACY, NLL, Measure, chosen, pick, table
 from sidestep.studies.study import Grid, Part, Row, Study
 
 BASELINE = "baseline"
@@ -95,9 +95,9 @@ def diagnosed(name: str, block: int) -> Callable[[Row], float | None]:
     return value
 
 
-COLUMNS: Sequence[tuple[str, Value, Format]] = (
+COLUMNS: Sequence[Measure] = (
     ACCURACY,
-    ("NLL, nats", "test_nll", fixed(4)),
+    NLL,
     ("bound, block 1", diagnosed("bound", 0), fixed(4)),
     ("gap, block 1", diagnosed("gap", 0), fixed(4)),
     ("bound, last block", diagnosed("bound", -1), fixed(4)),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, fixed, shown
+from sidestep.report.tables import PERCENT, shown
 from sidestep.studies import against, benches
-from sidestep.studies.rows import ACCURACY, chosen, names, pick, read_out, sizes, spread, table
+from sidestep.studies.rows import ACCURACY, ECE, NLL, chosen, names, pick, read_out, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
@@ -39,11 +39,12 @@ def section(place: str, rows: Sequence[Row]) -> Part:
     if cost := benches.costs(benched, CANDIDATES):
         told.append(f"{place}: {cost}.")
     if arms:
-        columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
         # Backprop has one read-out.
         averaged = [shown(found, PERCENT) if (found := spread(its, read_out("mean"))) else "" for its in arms.values()]
         further = [("averaged logits, %", averaged), *against.column(f"less {BLL}", list(arms), gaps)]
-        tables.insert(0, ("After training", table(arms, columns, further=[*further, chosen(arms), *sizes(arms)])))
+        tables.insert(
+            0, ("After training", table(arms, (ACCURACY, NLL, ECE), further=[*further, chosen(arms), *sizes(arms)]))
+        )
     text = f"{against.PAIRED} Of narrow networks all is chosen on CIFAR-10’s validation samples, for Fashion-MNIST too."
     text += f" {benches.taken(benched)}"
     return " ".join(filter(None, told)), Section(

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, Column, Format, Table, fixed
-from sidestep.studies.rows import Value, mean, names, pick, sizes, table
+from sidestep.report.tables import PERCENT, Column, Table, fixed
+from sidestep.studies.rows import ACCURACY, mean, names, pick, sizes, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
@@ -75,7 +75,7 @@ def characters(rows: Sequence[Row]) -> str:
 def section(task: str, rows: Sequence[Row]) -> Section:
     tables: list[tuple[str, Table]] = []
     for cut, arms in by_cut(rows).items():
-        columns: list[tuple[str, Value, Format]] = [("test accuracy, %", "test_accuracy", PERCENT)]
+        columns = [ACCURACY]
         if task == CHARACTERS:
             columns += [("validation loss, nats", "val_loss", fixed(4)), ("test loss, nats", "test_loss", fixed(4))]
         tables.append((cut, table(arms, columns, further=[*by_block(arms), *sizes(arms)])))

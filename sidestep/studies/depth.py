@@ -144,7 +144,7 @@ def of_time(benched: Sequence[Row], *, quartiles: bool = True) -> str | None:
     found = entry(benched, STREAMING, STEP)
     if found is None:
         return None
-    return benches.ratio(found, lambda r: 1 / r, SHARE) if quartiles else SHARE(1 / found["ratio"])
+    return benches.ratio(found, of=lambda r: 1 / r, form=SHARE) if quartiles else SHARE(1 / found["ratio"])
 
 
 def ends(found: Mapping[str, str | None], what: str) -> str | None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
+from sidestep.report.tables import PERCENT, Column, Table, significant
 from sidestep.studies import benches
-from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER, FLOOR, GRAPHS, STEP
+from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER, FLOOR, GRAPHS, STEP, TIMES, ratio
 from sidestep.studies.depths import by_depth
 from sidestep.studies.rows import names, pick
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
@@ -31,18 +31,10 @@ RIVALS = {
     "ddp": "data-parallel backprop",
 }
 """Of `bench ranks`: the end of its `ratio_to_`, and what it is called here."""
-TIMES = fixed(2)
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
     return [*ranks(rows), *stack(rows), *streaming(rows)]
-
-
-def between(row: Mapping[str, Any], key: str) -> str | None:
-    """A median and its quartiles: "0.74 (0.70–0.79)"."""
-    if key not in row:
-        return None
-    return f"{TIMES(row[key])} ({TIMES(row[f'{key}_low'])}–{TIMES(row[f'{key}_high'])})"
 
 
 def ranks(rows: Sequence[Row]) -> list[Part]:
@@ -54,13 +46,13 @@ def ranks(rows: Sequence[Row]) -> list[Part]:
     for arm, row in found.items():
         count = row["ranks"]
         said = [
-            f"{between(row, f'ratio_to_{key}')} of {name}" for key, name in RIVALS.items() if f"ratio_to_{key}" in row
+            f"{ratio(row, f'ratio_to_{key}')} of {name}" for key, name in RIVALS.items() if f"ratio_to_{key}" in row
         ]
         told.append(f"{arm} in {count} processes takes, of a step’s time, {'; '.join(said)}.{won(row)}")
     columns: list[Column] = [("ms a step", [significant(ours(row)["step_ms"]) for row in found.values()])]
     for key, name in RIVALS.items():
-        columns.append((f"÷ {name}", [between(row, f"ratio_to_{key}") for row in found.values()]))
-    columns.append(("all busy ÷ one busy", [between(row, "calibration") for row in found.values()]))
+        columns.append((f"÷ {name}", [ratio(row, f"ratio_to_{key}") for row in found.values()]))
+    columns.append(("all busy ÷ one busy", [ratio(row, "calibration") for row in found.values()]))
     for which, title in ((0, "validation accuracy, %"), (1, "backprop’s, %")):
         columns.append((title, [accuracy(row, which) for row in found.values()]))
     lost = {arm: row["pipeline"] for arm, row in found.items() if "pipeline" in row}
@@ -114,15 +106,15 @@ def stack(rows: Sequence[Row]) -> list[Part]:
     base = "naive loop, fp32"
     columns: list[Column] = [("naive loop, ms", [significant(its[base]["cascade_ms"]) for its in entries.values()])]
     for name in engines:
-        columns.append((f"{name} ÷ that", [between(its[name], "cascade_ratio") for its in entries.values()]))
+        columns.append((f"{name} ÷ that", [ratio(its[name], "cascade_ratio") for its in entries.values()]))
     drawn: list[Line] = []
     for name in engines:
-        ratio, low, high = (
+        middle, low, high = (
             [its[name][f"cascade_ratio{end}"] for its in entries.values()] for end in ("", "_low", "_high")
         )
-        drawn.append(Line(name, [int(depth) for depth in entries], ratio, low, high))
+        drawn.append(Line(name, [int(depth) for depth in entries], middle, low, high))
     depth, last = list(entries.items())[-1]
-    told = [f"{name} {between(last[name], 'cascade_ratio')}" for name in engines]
+    told = [f"{name} {ratio(last[name], 'cascade_ratio')}" for name in engines]
     text = (
         "The cascade is what is left of a step without the forward, backward and update of its own extractor, in the "
         "same round and precision; the naive loop is the published form in float32. "

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, fixed, shown
+from sidestep.report.tables import PERCENT, shown
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER
-from sidestep.studies.rows import ACCURACY, pick, sizes, spread, table
+from sidestep.studies.rows import ACCURACY, ECE, NLL, pick, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BACKPROP, SID = "backprop", "SID"
@@ -32,13 +32,12 @@ def accuracy(rows: Sequence[Row]) -> list[Part]:
     gaps = against.less(groups, BACKPROP)
     reached = [f"{shown(spread(its), PERCENT)} % by {arm}" for arm, its in groups.items()]
     told = [f"ResNet-18 reaches {'; '.join(reached)}.", against.said("Less backprop", gaps)]
-    columns = (ACCURACY, ("NLL, nats", "test_nll", fixed(4)), ("ECE", "test_ece", fixed(4)))
     further = [*against.column("less backprop", list(groups), gaps), *sizes(groups)]
     section = Section(
         "ResNet-18 on CIFAR-10",
         "All training images, 50 epochs of 512 images a step, Nesterov SGD with a cosine, crops, flips, cutout, label "
         "smoothing of 0.1; the last epoch counts. The images are a copy of CIFAR-10 in JPEG at quality 95.",
-        [("", table(groups, columns, further=further))],
+        [("", table(groups, (ACCURACY, NLL, ECE), further=further))],
         against.figure("less backprop", gaps),
     )
     return [(" ".join(filter(None, told)), section)]

@@ -14,7 +14,8 @@ from sidestep.report.figures import Line, descent, lines
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Table, fixed, shown
 from sidestep.studies import against
-from sidestep.studies.rows import mean, minus, nats, pick, points, spread, table
+from sidestep.studies.curves import last_epoch
+from sidestep.studies.rows import ECE, NLL, mean, minus, nats, pick, points, spread, table
 from sidestep.studies.statistics import Difference, difference
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
@@ -38,10 +39,6 @@ CONTROLS = (PARALLEL, DEEP, BACKPROP, MATCHED, TUNED, LOCAL)
 
 def selected_epoch(row: Row) -> float:
     return row["test_accuracy"]
-
-
-def last_epoch(row: Row) -> float:
-    return row["curve"]["test_accuracy"][-1]
 
 
 def groups(rows: Sequence[Row], data: str, noise: str) -> dict[str, list[Row]]:
@@ -119,8 +116,8 @@ def compared(arms: Mapping[str, list[Row]]) -> Table:
         (
             ("selected epoch, %", selected_epoch, PERCENT),
             ("last epoch, %", last_epoch, PERCENT),
-            ("NLL, nats", "test_nll", fixed(4)),
-            ("ECE", "test_ece", fixed(4)),
+            NLL,
+            ECE,
         ),
         further=[("SID less it, points", ["" if arm == SID else points(gaps.get(arm)) for arm in arms])],
     )

@@ -12,6 +12,8 @@ from sidestep.studies.study import Row
 
 Value = str | Callable[[Row], float | None]
 """A number of a row: its key, or a function."""
+Measure = tuple[str, Value, Format]
+"""A column of means: its head, what they are of, and how they are written."""
 
 
 def pick(rows: Sequence[Row], **labels: str) -> list[Row]:
@@ -81,7 +83,7 @@ def nats(found: Difference) -> str:
 
 def table(
     groups: Mapping[str, Sequence[Row]],
-    columns: Sequence[tuple[str, Value, Format]] = (),
+    columns: Sequence[Measure] = (),
     name: str = "method",
     further: Sequence[Column] = (),
 ) -> Table:
@@ -94,7 +96,9 @@ def table(
     return made
 
 
-ACCURACY: tuple[str, Value, Format] = ("test accuracy, %", "test_accuracy", PERCENT)
+ACCURACY: Measure = ("test accuracy, %", "test_accuracy", PERCENT)
+NLL: Measure = ("NLL, nats", "test_nll", fixed(4))
+ECE: Measure = ("ECE", "test_ece", fixed(4))
 
 
 def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callable[[Row], float | None]:
@@ -102,17 +106,13 @@ def read_out(how: str, part: str = "test", measure: str = "accuracy") -> Callabl
     return lambda row: ((row.get("readouts") or {}).get(part, {}).get(how) or {}).get(measure)
 
 
-ACCURACIES: Sequence[tuple[str, Value, Format]] = (
+ACCURACIES: Sequence[Measure] = (
     ACCURACY,
     ("averaged logits, %", read_out("mean"), PERCENT),
     ("gate, %", read_out("gate"), PERCENT),
 )
 """The columns of a table in which networks are read in every way there is."""
-HOWEVER_READ: Sequence[tuple[str, Value, Format]] = (
-    *ACCURACIES,
-    ("NLL, nats", "test_nll", fixed(4)),
-    ("ECE", "test_ece", fixed(4)),
-)
+HOWEVER_READ: Sequence[Measure] = (*ACCURACIES, NLL, ECE)
 """The same, and the last block's NLL and ECE."""
 
 

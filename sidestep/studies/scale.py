@@ -14,6 +14,7 @@ from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
 from sidestep.studies import benches
+from sidestep.studies.benches import TIMES
 from sidestep.studies.rows import pick
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
@@ -37,7 +38,6 @@ WIRES = (
 DEVELOPED = "width 1024, batch 512"
 """The network whose errors were seen while the simulator was written; it is not judged by them."""
 ERROR = fixed(1, 100)
-TIMES = fixed(2)
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
