@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shlex
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sidestep import __version__
 from sidestep.commands import COMMANDS
 from sidestep.errors import unknown
+from sidestep.files import append_jsonl, strict_json
 from sidestep.parser import WIDTH, Result, parse
 from sidestep.stopping import on_signals
 
@@ -82,7 +80,7 @@ def dispatch(argv: list[str]) -> int:
         return 0
     result = COMMANDS[name].run(args)
     text = result.pop("text")
-    print(json.dumps(jsonable(result)) if args.json else text, flush=True)
+    print(strict_json(result) if args.json else text, flush=True)
     if args.record:
         record(args.record, argv, result)
     return 1 if name == "audit" and result.get("agrees") is False else 0
@@ -90,12 +88,11 @@ def dispatch(argv: list[str]) -> int:
 
 def record(path: Path, argv: list[str], result: Result) -> None:
     """Append a result with the command that gave it: a row that can be quoted, and checked."""
-    from sidestep.files import append_jsonl
     from sidestep.run import commit
 
     command = shlex.join(["sidestep", *argv]).replace(f" --record {shlex.quote(str(path))}", "")
     path.parent.mkdir(parents=True, exist_ok=True)
-    append_jsonl(path, {"command": command, "commit": commit()} | jsonable(result))
+    append_jsonl(path, {"command": command, "commit": commit()} | result)
 
 
 def overview() -> str:
@@ -105,14 +102,3 @@ def overview() -> str:
         "sidestep COMMAND --help explains one; sidestep --version tells the version.\n\n"
         "example:\n  sidestep train sid --epochs 5"
     )
-
-
-def jsonable(value: Any) -> Any:
-    """What JSON can say: a number that is none is null, a path is its text."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

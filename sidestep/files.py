@@ -70,16 +70,18 @@ def write_json(path: Path, value: object) -> None:
 
 
 def strict_json(value: object, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinities, for which JSON has no word, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    """JSON that every reader takes: NaN and infinities, for which JSON has no word, become null, a path its text."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: object) -> object:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
