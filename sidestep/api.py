@@ -24,9 +24,11 @@ from sidestep.data.samples import DatasetSamples, Samples, Source
 from sidestep.data.sources import as_source, channel_stats
 from sidestep.data.splits import stratified_split
 from sidestep.errors import UsageError
+from sidestep.folder import CUSTOM
+from sidestep.layout import SUMMARY
 from sidestep.methods import method_name
 from sidestep.methods.backprop import Backprop
-from sidestep.run import CUSTOM, SUMMARY, Run, enter, restored
+from sidestep.run import Run, enter, restored
 from sidestep.stopping import Stopped
 from sidestep.train import Trainer, check_selection
 

@@ -11,10 +11,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sidestep.assemble import assemble, with_method
-from sidestep.config import CONFIG, TrainConfig
+from sidestep.config import TrainConfig
 from sidestep.errors import UsageError
 from sidestep.files import write_json
-from sidestep.folder import COMPARISON, REPORT
+from sidestep.layout import COMPARISON, CONFIG, REPORT
 from sidestep.measure.cost import cost_rows
 from sidestep.run import enter
 

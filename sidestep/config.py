@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get
 from sidestep import models
 from sidestep.errors import DataError, UsageError, unknown
 from sidestep.files import read_text
+from sidestep.layout import CHECKPOINTS, CONFIG
 from sidestep.methods import METHODS, method_class, method_fields, method_name
 from sidestep.recipes import Optimizer, Select, model_for, recipe_for, recipe_named
 from sidestep.schedules import Schedule
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 FOLDERS = ("SIDESTEP_DATA", "SIDESTEP_CACHE")
 """Environment variables that say where things lie; every other `SIDESTEP_<KEY>` sets a key, `__` being the dot."""
-CONFIG = "config.toml"
-"""The configuration in a run's folder."""
-CHECKPOINTS = "checkpoints"
-"""The folder in it that holds what a run can go on from."""
 PLACE = ("out", "resume", "overwrite")
 """Keys that say where a run is kept and how it was begun, not what it is."""
 
@@ -231,11 +228,11 @@ def to_toml(config: TrainConfig) -> str:
     return "".join(f"{json.dumps(k) if '.' in k else k} = {literal(v)}\n" for k, v in flat(config).items())
 
 
-def from_toml(text: str, where: str = "config.toml") -> TrainConfig:
+def from_toml(text: str, where: str = CONFIG) -> TrainConfig:
     """The configuration that `to_toml` wrote.  Raises DataError if it is no TOML or incomplete, else as `resolve`."""
     given = parse_toml(text, where)
     if missing := [f.name for f in OPTIONS.values() if f.default is MISSING and f.name not in given]:
-        raise DataError(f"{where}: {', '.join(missing)} missing; expected the config.toml that a run writes.")
+        raise DataError(f"{where}: {', '.join(missing)} missing; expected the {CONFIG} that a run writes.")
     model = str(given["model"].value)
     values = {key: _valid(key, value, model) for key, value in given.items()}
     return _assemble(values, _below("model", values), _below(values["method"], values))

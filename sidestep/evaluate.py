@@ -15,6 +15,7 @@ from sidestep.assemble import Assembly
 from sidestep.core.task import Classification, Regression, classes
 from sidestep.data.samples import Source
 from sidestep.errors import DataError
+from sidestep.layout import REPORT
 from sidestep.measure.calibration import Scores
 from sidestep.measure.descent import summarise
 from sidestep.measure.probes import probe_table
@@ -147,7 +148,7 @@ def summary_text(summary: Mapping[str, Any], folder: Path) -> str:
         if summary["val_accuracy"] is not None or "val_loss" in summary
         else f"judged on nothing  ({summary['selected']}; test set not read, and no validation samples)"
     )
-    page = f"\nreport: {folder / 'report.html'}" if (folder / "report.html").exists() else ""
+    page = f"\nreport: {folder / REPORT}" if (folder / REPORT).exists() else ""
     return (
         f"{summary['method']} on {summary['data']}, {summary['model']} in {summary['blocks']} blocks, "
         f"{summary['epochs']} epochs, seed {summary['seed']}\n"

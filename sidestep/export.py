@@ -12,6 +12,7 @@ from sidestep.assemble import Assembly
 from sidestep.core.task import Regression
 from sidestep.evaluate import in_words
 from sidestep.files import write_bytes_atomic, write_text_atomic
+from sidestep.layout import AUDIT
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 
@@ -48,7 +49,7 @@ metrics: [accuracy]
 # {config.model} trained by {config.method} on {config.data}
 
 {judged[0].upper()}{judged[1:]} ({summary["selected"]}), seed {config.seed}, {config.epochs} epochs.
-Trained without a global backward pass where the method allows it; see `audit.json` beside this folder.
+Trained without a global backward pass where the method allows it; see `{AUDIT}` beside this folder.
 
 - input: {tuple(data.train.shape)}, {normalised}
 - output: {tuple(assembly.task.answer_shape(assembly.task.sample)[1:])}, {meaning}

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it under which name, and its files read back; one that is damaged is named."""
+"""A run's folder: its files read back; one that is damaged is named."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sidestep import files
-from sidestep.config import CONFIG, PLACE, parse_toml
+from sidestep.config import PLACE, parse_toml
 from sidestep.errors import DataError
+from sidestep.layout import CONFIG, METRICS, SUMMARY
 
-METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
-EVIDENCE = tuple(f"{name}.json" for name in ("audit", "costs", "examples", "uncertainty", "deviations"))
-"""What a run's page is made of besides; each is there where it was measured."""
-COMPARISON = "compare.json"
-"""What `sidestep compare` leaves in a folder of runs, beside their page; such a folder is no run's own."""
 CUSTOM = "custom"
 """The name of data and networks that only the caller of `fit` has."""
 FREE = (*PLACE, "device", "precision", "threads", "engine", "save_every", "report")

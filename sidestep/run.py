@@ -20,26 +20,14 @@ from torch import Tensor, nn
 from sidestep import __version__, checkpoint, files, models
 from sidestep.assemble import Assembly, assemble
 from sidestep.checkpoint import Manifest, Unsound
-from sidestep.config import CHECKPOINTS, CONFIG, OPTIONS, TrainConfig, from_toml, literal, to_toml
+from sidestep.config import OPTIONS, TrainConfig, from_toml, literal, to_toml
 from sidestep.core.block import Chain
 from sidestep.core.task import Regression
 from sidestep.data.samples import Samples, as_tensor, check_values
 from sidestep.engines.parts import check_fits
 from sidestep.errors import DataError, UsageError
-from sidestep.folder import (
-    COMPARISON,
-    CUSTOM,
-    EVIDENCE,
-    METRICS,
-    REPORT,
-    SUMMARY,
-    check_finished,
-    read_history,
-    read_settings,
-    read_summary,
-    settings,
-    to_go_on,
-)
+from sidestep.folder import CUSTOM, check_finished, read_history, read_settings, read_summary, settings, to_go_on
+from sidestep.layout import CHECKPOINTS, COMPARISON, CONFIG, EVIDENCE, METRICS, MODEL, REPORT, SUMMARY
 from sidestep.methods import METHODS, method_class
 
 
@@ -193,7 +181,7 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
         if config.overwrite and (folder / CONFIG).exists():
             for name in (CONFIG, METRICS, SUMMARY, REPORT, *EVIDENCE):
                 (folder / name).unlink(missing_ok=True)
-            for name in (CHECKPOINTS, "model"):
+            for name in (CHECKPOINTS, MODEL):
                 shutil.rmtree(folder / name, ignore_errors=True)
         yield folder
 

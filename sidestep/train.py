@@ -18,13 +18,14 @@ from torch import Tensor
 
 from sidestep import checkpoint, files
 from sidestep.assemble import Assembly, assemble
-from sidestep.config import CHECKPOINTS, CONFIG, TrainConfig, named_by_time, to_toml
+from sidestep.config import TrainConfig, named_by_time, to_toml
 from sidestep.core.cell import Batch
 from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError, WireError
 from sidestep.evaluate import by_loss, evaluate, judged, summary_text
-from sidestep.folder import METRICS, REPORT, SUMMARY, read_summary
+from sidestep.folder import read_summary
+from sidestep.layout import CHECKPOINTS, CONFIG, METRICS, MODEL, REPORT, SUMMARY
 from sidestep.placement import Placement
 from sidestep.progress import Progress
 from sidestep.ranks import joined
@@ -299,7 +300,7 @@ class Trainer:
         if self.folder:
             from sidestep.export import write_model
 
-            write_model(self.assembly, summary, self.folder / "model")
+            write_model(self.assembly, summary, self.folder / MODEL)
             if self.config.report:
                 from sidestep.measure.evidence import write_evidence
 

@@ -22,14 +22,13 @@ from sidestep.core.task import Regression, moments
 from sidestep.data.samples import Samples, Source
 from sidestep.errors import Busy
 from sidestep.files import only_writer, strict_json, write_json, write_text_atomic
+from sidestep.layout import AUDIT, COSTS, DEVIATIONS, EXAMPLES, UNCERTAINTY
 from sidestep.measure.cost import costs as measure_costs
 from sidestep.measure.isolation import audit_assembly
 from sidestep.measure.readouts import collect, reading
 from sidestep.measure.regression import deviations
 from sidestep.measure.uncertainty import uncertainty
 
-AUDIT, COSTS, EXAMPLES, UNCERTAINTY = "audit.json", "costs.json", "examples.json", "uncertainty.json"
-DEVIATIONS = "deviations.json"
 RIGHT, WRONG = 5, 1  # samples shown that the last block answers rightly, and wrongly
 LOOKED_AT = 2000  # samples, the first, of which the examples are chosen
 SHOWN = 6  # answers to targets that are pictures

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidestep.errors import UsageError
 from sidestep.files import write_text_atomic
+from sidestep.layout import REPORT
 from sidestep.report import figures, tables, views
 from sidestep.report.read import Group, compared, find, grouped, read
 from sidestep.report.sections import by_loss, diagnostic, sections
@@ -24,7 +25,7 @@ def run(paths: Sequence[Path], out: Path | None = None) -> dict[str, object]:
     """
     folders = find(paths)
     if out is None:
-        out = (folders[0] if len(folders) == 1 else Path(commonpath([f.resolve() for f in folders]))) / "report.html"
+        out = (folders[0] if len(folders) == 1 else Path(commonpath([f.resolve() for f in folders]))) / REPORT
     path = write_report(folders, out)
     return {"report": str(path), "runs": [str(folder) for folder in folders], "text": f"report: {path}"}
 

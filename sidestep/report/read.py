@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sidestep.config import CONFIG, PLACE, parse_toml
+from sidestep.config import PLACE, parse_toml
 from sidestep.errors import DataError, UsageError
 from sidestep.files import read_json, read_jsonl, read_text
-from sidestep.folder import COMPARISON, METRICS, SUMMARY, check_finished, read_summary
+from sidestep.folder import check_finished, read_summary
+from sidestep.layout import AUDIT, COMPARISON, CONFIG, COSTS, DEVIATIONS, EXAMPLES, METRICS, SUMMARY, UNCERTAINTY
 
 NOT_SHOWN = (*PLACE, "save_every")
 """Keys that say where and how a run was kept, not what it was."""
@@ -111,11 +112,11 @@ def read(folder: Path) -> Record:
         config={key: given.value for key, given in parse_toml(text, CONFIG).items() if key not in NOT_SHOWN},
         metrics=read_jsonl(folder / METRICS),
         summary=read_summary(folder),
-        audit=load("audit.json", None),
-        costs=load("costs.json", []),
-        examples=load("examples.json", None),
-        deviations=load("deviations.json", None),
-        uncertainty=load("uncertainty.json", None),
+        audit=load(AUDIT, None),
+        costs=load(COSTS, []),
+        examples=load(EXAMPLES, None),
+        deviations=load(DEVIATIONS, None),
+        uncertainty=load(UNCERTAINTY, None),
     )
 
 

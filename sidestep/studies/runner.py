@@ -27,6 +27,7 @@ import torch
 from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
 from sidestep.report.study import write_page
+from sidestep.layout import CHECKPOINTS
 from sidestep.run import commit, device_name
 from sidestep.studies import study_named
 from sidestep.studies.study import Machine, Piece, Row, machine_of
@@ -153,7 +154,7 @@ def slug(piece: Piece) -> str:
 
 def prune(folder: Path) -> None:
     """Drop the checkpoints to go on from, once there is nothing to go on to."""
-    for checkpoint in folder.glob(f"{RUN}/checkpoints/step-*"):
+    for checkpoint in folder.glob(f"{RUN}/{CHECKPOINTS}/step-*"):
         shutil.rmtree(checkpoint)
 
 

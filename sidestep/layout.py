@@ -1,0 +1,17 @@
+"""What lies in a run's folder, under which name."""
+
+CONFIG = "config.toml"
+"""The configuration, which a folder with a run always has."""
+METRICS = "metrics.jsonl"
+"""What was measured after every epoch, a row each."""
+SUMMARY = "summary.json"
+"""Written last: a folder that has one holds a finished run."""
+CHECKPOINTS, MODEL = "checkpoints", "model"
+"""The folders in it: what the run can go on from, and the trained network with its card."""
+REPORT = "report.html"
+AUDIT, COSTS, EXAMPLES = "audit.json", "costs.json", "examples.json"
+UNCERTAINTY, DEVIATIONS = "uncertainty.json", "deviations.json"
+EVIDENCE = (AUDIT, COSTS, EXAMPLES, UNCERTAINTY, DEVIATIONS)
+"""What the page is made of besides; each is there where it was measured."""
+COMPARISON = "compare.json"
+"""What `sidestep compare` leaves in a folder of runs, beside their page; such a folder is no run's own."""
