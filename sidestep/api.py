@@ -28,7 +28,8 @@ from sidestep.folder import CUSTOM
 from sidestep.layout import SUMMARY
 from sidestep.methods import method_name
 from sidestep.methods.backprop import Backprop
-from sidestep.run import Run, enter, restored
+from sidestep.resuming import enter
+from sidestep.run import Run, restored
 from sidestep.stopping import Stopped
 from sidestep.train import Trainer, check_selection
 

@@ -88,7 +88,7 @@ def dispatch(argv: list[str]) -> int:
 
 def record(path: Path, argv: list[str], result: Result) -> None:
     """Append a result with the command that gave it: a row that can be quoted, and checked."""
-    from sidestep.run import commit
+    from sidestep.provenance import commit
 
     command = shlex.join(["sidestep", *argv]).replace(f" --record {shlex.quote(str(path))}", "")
     path.parent.mkdir(parents=True, exist_ok=True)

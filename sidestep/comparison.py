@@ -16,7 +16,7 @@ from sidestep.errors import UsageError
 from sidestep.files import write_json
 from sidestep.layout import COMPARISON, CONFIG, REPORT
 from sidestep.measure.cost import cost_rows
-from sidestep.run import enter
+from sidestep.resuming import enter
 
 SPREAD = ("test_accuracy", "test_nll", "test_brier", "test_ece", "val_accuracy")
 

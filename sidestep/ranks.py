@@ -25,7 +25,7 @@ from sidestep.engines.replicas import Replicas
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError, WireError, cause
 from sidestep.placement import Placement
-from sidestep.run import environment, fingerprint
+from sidestep.resuming import environment, fingerprint
 from sidestep.watch import LAUNCHER, NOTES, START, Notes, Watch, die_with_parent
 
 T = TypeVar("T")

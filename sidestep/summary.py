@@ -16,7 +16,7 @@ from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
 from sidestep.measure.regression import deviations_of_the_answer
 from sidestep.measure.uncertainty import of_the_answer
-from sidestep.run import commit, device_name
+from sidestep.provenance import commit, device_name
 
 
 def of_training(assembly: Assembly, history: Sequence[Mapping[str, Any]], selected: str) -> dict[str, object]:

@@ -28,20 +28,10 @@ from sidestep.folder import read_summary
 from sidestep.layout import CHECKPOINTS, CONFIG, METRICS, MODEL, REPORT, SUMMARY
 from sidestep.placement import Placement
 from sidestep.progress import Progress
+from sidestep.provenance import commit
 from sidestep.ranks import joined
-from sidestep.run import (
-    commit,
-    enter,
-    environment,
-    fingerprint,
-    naming_another,
-    open_folder,
-    rewind,
-    selected_at,
-    to_parts,
-    use,
-    warn,
-)
+from sidestep.resuming import enter, environment, fingerprint, naming_another, open_folder, rewind, selected_at, warn
+from sidestep.run import to_parts, use
 from sidestep.stopping import Stopped, Stopping, on_signals
 from sidestep.summary import of_answers, of_costs, of_training
 

@@ -25,7 +25,8 @@ from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, resolve
 from sidestep.evaluate import evaluate
 from sidestep.methods import METHODS
-from sidestep.run import enter, to_parts
+from sidestep.resuming import enter
+from sidestep.run import to_parts
 from sidestep.stopping import Stopped
 from sidestep.train import Trainer
 from tests.test_train import QUICK, contents, rows, sidestep, trained, weights, words

@@ -27,7 +27,7 @@ from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
 from sidestep.precision import autocast_dtype
-from sidestep.run import commit, device_name
+from sidestep.provenance import commit, device_name
 from sidestep.schedules import schedule
 
 SEGMENTS = (1, 2, 4, 8)

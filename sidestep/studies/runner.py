@@ -28,7 +28,7 @@ from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
 from sidestep.report.study import write_page
 from sidestep.layout import CHECKPOINTS
-from sidestep.run import commit, device_name
+from sidestep.provenance import commit, device_name
 from sidestep.studies import study_named
 from sidestep.studies.study import Machine, Piece, Row, machine_of
 
