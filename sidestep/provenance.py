@@ -11,6 +11,16 @@ import torch
 from sidestep import __version__
 
 
+def provenance(device: torch.device) -> dict[str, object]:
+    """What a row or a summary says of where it was measured."""
+    return {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
 @cache
 def commit() -> str:
     """The commit of the checkout this package runs from, with `+` if it has uncommitted changes, or the version.

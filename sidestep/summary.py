@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from sidestep.assemble import Assembly, with_method
 from sidestep.core.task import Classification
 from sidestep.evaluate import evaluate, last, losses, named
@@ -16,7 +14,7 @@ from sidestep.measure.memory import peak_rss_mb
 from sidestep.measure.readouts import held_out, readouts
 from sidestep.measure.regression import deviations_of_the_answer
 from sidestep.measure.uncertainty import of_the_answer
-from sidestep.provenance import commit, device_name
+from sidestep.provenance import provenance
 
 
 def of_training(assembly: Assembly, history: Sequence[Mapping[str, Any]], selected: str) -> dict[str, object]:
@@ -68,11 +66,8 @@ def of_costs(assembly: Assembly, timed: tuple[float, int], ranks: int) -> dict[s
         "step_ms": 1000 * seconds / steps if steps else None,
         "peak_rss_mb": peak_rss_mb(),
         **cost(with_method(assembly, config.method)),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": device_name(assembly.device),
+        **provenance(assembly.device),
         "precision": config.precision,
-        "threads": torch.get_num_threads(),
         "ranks": ranks,
     }
 

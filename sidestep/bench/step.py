@@ -27,7 +27,7 @@ from sidestep.measure.floor import Demand, Rates
 from sidestep.measure.timing import Timing, interleaved, ratios
 from sidestep.methods.sid import SID
 from sidestep.precision import autocast_dtype
-from sidestep.provenance import commit, device_name
+from sidestep.provenance import provenance
 from sidestep.schedules import schedule
 
 SEGMENTS = (1, 2, 4, 8)
@@ -191,10 +191,7 @@ def circumstances(assembly: Assembly) -> dict[str, Any]:
         "engine": config.engine,
         "compile": config.compile,
         "cuda_graph": config.cuda_graph,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": device_name(assembly.device),
-        "threads": torch.get_num_threads(),
+        **provenance(assembly.device),
     }
 
 

@@ -28,7 +28,7 @@ from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
 from sidestep.report.study import write_page
 from sidestep.layout import CHECKPOINTS
-from sidestep.provenance import commit, device_name
+from sidestep.provenance import provenance
 from sidestep.studies import study_named
 from sidestep.studies.study import Machine, Piece, Row, machine_of
 
@@ -109,9 +109,8 @@ def run(
 def evidence(piece: Piece, name: str, execute: Execute, folder: Path) -> Row:
     """Run one piece, or what is left of it."""
     place = ["--out", str(folder / RUN), "--resume", "last"] if piece.words[0] == "train" else []
-    device = device_name(torch.device("cuda" if machine_of(piece.command) == "gpu" else "cpu"))
-    row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command}
-    row |= {"commit": commit(), "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    device = torch.device("cuda" if machine_of(piece.command) == "gpu" else "cpu")
+    row: Row = {"study": name, "labels": dict(piece.labels), "command": piece.command, **provenance(device)}
     began = time.perf_counter()
     try:
         found = execute([*piece.words, *place])
