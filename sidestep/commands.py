@@ -178,7 +178,7 @@ def study(args: Args) -> Result:
 
 
 def evaluate(args: Args) -> Result:
-    from sidestep.evaluate import run
+    from sidestep.reevaluate import run
 
     return run(
         Path(args.words[0]), descent=args.descent, probes=args.probes, uncertainty=args.uncertainty, ood=args.ood

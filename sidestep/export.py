@@ -10,9 +10,9 @@ from safetensors.torch import save
 
 from sidestep.assemble import Assembly
 from sidestep.core.task import Regression
-from sidestep.evaluate import in_words
 from sidestep.files import write_bytes_atomic, write_text_atomic
 from sidestep.layout import AUDIT
+from sidestep.summary import in_words
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 

@@ -23,7 +23,7 @@ from sidestep.core.cell import Batch
 from sidestep.core.units import evaluating
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError, WireError
-from sidestep.evaluate import by_loss, evaluate, judged, summary_text
+from sidestep.evaluate import by_loss, evaluate, judged
 from sidestep.folder import read_summary
 from sidestep.layout import CHECKPOINTS, CONFIG, METRICS, MODEL, REPORT, SUMMARY
 from sidestep.placement import Placement
@@ -33,7 +33,7 @@ from sidestep.ranks import joined
 from sidestep.resuming import enter, environment, fingerprint, naming_another, open_folder, rewind, selected_at, warn
 from sidestep.run import to_parts, use
 from sidestep.stopping import Stopped, Stopping, on_signals
-from sidestep.summary import of_answers, of_costs, of_training
+from sidestep.summary import of_answers, of_costs, of_training, summary_text
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
 DIAGNOSED = 128  # labels, or samples with numbers, that a method's diagnostics are of

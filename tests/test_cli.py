@@ -349,7 +349,7 @@ def test_studies_get_their_names_and_share_the_minutes_and_what_others_are_at_is
 
 
 def test_evaluate_and_report_get_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluated, reported = seen(monkeypatch, "sidestep.evaluate"), seen(monkeypatch, "sidestep.report.build")
+    evaluated, reported = seen(monkeypatch, "sidestep.reevaluate"), seen(monkeypatch, "sidestep.report.build")
     cli.main(["evaluate", "runs/a", "--descent"])
     cli.main(["evaluate", "runs/a", "--uncertainty", "--ood", "mnist"])
     cli.main(["report", "runs/a", "runs/b", "--out", "x.html"])
@@ -435,7 +435,7 @@ def test_help_fits_80_columns_and_has_an_example(command: str, capsys: pytest.Ca
 @pytest.mark.parametrize("command", commands.COMMANDS)
 def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import_module("sidestep.report.study")  # made of report.build, which is replaced now
-    runners = ["train", "comparison", "evaluate", "report.build"]
+    runners = ["train", "comparison", "reevaluate", "report.build"]
     for module in (*runners, "measure.describe", "measure.isolation", "bench.step", "simulate.plan"):
         seen(monkeypatch, f"sidestep.{module}")
     install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0})

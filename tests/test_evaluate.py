@@ -17,10 +17,11 @@ from PIL import Image
 
 from sidestep import cli
 from sidestep.data.samples import Samples
-from sidestep.evaluate import IDENTITY_TOLERANCE, block_table, evaluate
+from sidestep.evaluate import evaluate
 from sidestep.measure.calibration import confidence
 from sidestep.measure.probes import probes
 from sidestep.run import load_run
+from sidestep.summary import IDENTITY_TOLERANCE, block_table
 from tests.data.make import parquet_folder
 from tests.test_train import contents, trained
 

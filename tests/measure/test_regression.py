@@ -11,8 +11,8 @@ import torch
 
 import sidestep as ss
 from sidestep.core.task import Regression
-from sidestep.evaluate import run as evaluate_run
 from sidestep.measure.regression import LEVELS, Errors, coverage, gaussian_nll, row
+from sidestep.reevaluate import run as evaluate_run
 from sidestep.train import run as train
 
 
