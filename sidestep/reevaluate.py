@@ -7,12 +7,12 @@ from pathlib import Path
 from sidestep.core.task import Regression, classes
 from sidestep.errors import DataError
 from sidestep.evaluate import evaluate
+from sidestep.measure.evidence import keep_uncertainty
 from sidestep.measure.probes import probe_table
 from sidestep.measure.probes import probes as measure_probes
 from sidestep.measure.regression import deviation_table, deviations
 from sidestep.measure.uncertainty import other_data, uncertainty_table
 from sidestep.measure.uncertainty import uncertainty as measure_uncertainty
-from sidestep.measure.evidence import keep_uncertainty
 from sidestep.run import load_run
 from sidestep.summary import block_table, named
 

@@ -26,9 +26,9 @@ import torch
 
 from sidestep.errors import Busy, Diverged, UsageError
 from sidestep.files import append_jsonl, only_writer, read_jsonl
-from sidestep.report.study import write_page
 from sidestep.layout import CHECKPOINTS
 from sidestep.provenance import provenance
+from sidestep.report.study import write_page
 from sidestep.studies import study_named
 from sidestep.studies.study import Machine, Piece, Row, machine_of
 
