@@ -21,6 +21,7 @@ from sidestep.studies.rows import (
     ECE,
     NLL,
     best_on_validation,
+    by_label,
     by_seed,
     mean,
     minus,
@@ -60,8 +61,7 @@ def directed(direction: str, smoothing: str) -> str:
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    found = {data: {arm: pick(rows, arm=arm, data=data) for arm in ARMS} for data in DATA}
-    found = {data: {arm: its for arm, its in arms.items() if its} for data, arms in found.items()}
+    found = {data: by_label(pick(rows, data=data), "arm", ARMS) for data in DATA}
     return [
         *((answer(data, arms), weights(data, arms)) for data, arms in found.items()),
         (identity(rows, found), directions(found)),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import HOWEVER_READ, chosen, mean, names, pick, points, reads, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, by_label, chosen, mean, names, pick, points, reads, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Part, Row, Study
 
@@ -33,9 +33,7 @@ ARMS = {
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    found = {
-        data: {arm: its for arm in ARMS if (its := pick(rows, arm=arm, data=data))} for data in names(rows, "data")
-    }
+    found = {data: by_label(pick(rows, data=data), "arm", ARMS) for data in names(rows, "data")}
     return [(answer(data, arms), section(data, arms) if arms else None) for data, arms in found.items()]
 
 

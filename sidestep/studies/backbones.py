@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED
-from sidestep.studies.rows import ACCURACY, names, pick, sizes, table
+from sidestep.studies.rows import ACCURACY, by_label, names, pick, sizes, table
 from sidestep.studies.statistics import Difference
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
@@ -27,11 +27,10 @@ def backbone(name: str, rows: Sequence[Row]) -> list[Part]:
     """What the answer says of one backbone, and its section; nothing where there are no rows."""
     trained, benched = benches.apart(rows)
     cuts = sorted(names(rows, "blocks"), key=int)
-    groups = {BACKPROP: pick(trained, arm=BACKPROP)} | {
-        f"{arm}, K = {cut}": pick(trained, arm=arm, blocks=cut) for arm in (SID, LOCAL) for cut in cuts
-    }
-    groups = {line: its for line, its in groups.items() if its}
-    timed = {cut: its for cut in cuts if (its := pick(benched, blocks=cut))}
+    groups = by_label(trained, "arm", [BACKPROP])
+    for arm in (SID, LOCAL):
+        groups |= {f"{arm}, K = {cut}": its for cut, its in by_label(pick(trained, arm=arm), "blocks", cuts).items()}
+    timed = by_label(benched, "blocks", cuts)
     gaps = against.less(groups, BACKPROP)
     tables = benches.tables(timed, CANDIDATES, "blocks")
     if groups:

@@ -11,7 +11,7 @@ from typing import Any
 from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
 from sidestep.report.tables import Column, Format, Table, fixed, significant
-from sidestep.studies.rows import names, pick
+from sidestep.studies.rows import by_label, names, pick
 from sidestep.studies.study import Grid, Machine, Part, Row
 
 Groups = Mapping[str, Sequence[Row]]
@@ -176,7 +176,7 @@ def by_run(
     told: list[str] = []
     for run in runs:
         its = pick(rows, run=run)
-        timed = {n: pick(its, **{count: n}) for n in sorted(names(its, count), key=int)}
+        timed = by_label(its, count, sorted(names(its, count), key=int))
         found += tables(timed, candidates, count, f", {run}")
         told += [f"With {n} {count}, {run}: {costs(its, candidates)}." for n, its in timed.items()][-1:]
         for candidate, called in {PLAIN: "backprop", **candidates}.items():

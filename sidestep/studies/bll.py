@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.report.tables import Column, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACIES, Measure, chosen, mean, minus, names, nats, pick, sizes, table
+from sidestep.studies.rows import ACCURACIES, Measure, by_label, chosen, mean, minus, nats, sizes, table
 from sidestep.studies.study import Grid, Part, Row, Study
 
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
@@ -54,9 +54,7 @@ CALIBRATION: Sequence[Measure] = tuple(
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    found = {
-        data: {arm: its for arm in ARMS if (its := pick(rows, arm=arm, data=data))} for data in names(rows, "data")
-    }
+    found = {data: by_label(its, "arm", ARMS) for data, its in by_label(rows, "data").items()}
     return [(answer(data, arms), section(data, arms)) for data, arms in found.items() if arms]
 
 

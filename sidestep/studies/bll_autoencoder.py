@@ -16,7 +16,7 @@ from sidestep.report.figures import coverage
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed
 from sidestep.studies import against
-from sidestep.studies.rows import Measure, chosen, mean, minus, nats, pick, sizes, table
+from sidestep.studies.rows import Measure, by_label, chosen, mean, minus, nats, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Part, Row, Study
 
@@ -48,7 +48,7 @@ COLUMNS: Sequence[Measure] = (
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    arms = {arm: its for arm in ARMS if (its := pick(rows, arm=arm))}
+    arms = by_label(rows, "arm", ARMS)
     return [(answer(arms), likelihood(arms)), ("", covered(arms))] if arms else []
 
 

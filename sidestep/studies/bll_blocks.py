@@ -13,7 +13,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, shown
 from sidestep.studies import against
 from sidestep.studies.depths import accuracies, by_depth, lessened, over_depth
-from sidestep.studies.rows import minus, names, pick, spread
+from sidestep.studies.rows import by_label, minus, names, pick, spread
 from sidestep.studies.study import Grid, Part, Row, Study
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
@@ -62,7 +62,7 @@ def cut(rows: Sequence[Row]) -> list[Part]:
     """As `deeper`, of one network cut in every way; backprop is the same at each."""
     cuts = names(rows, "cut")
     whole = pick(rows, arm=BACKPROP, units=str(CUT))
-    found = {arm: {where: its for where in cuts if (its := pick(rows, arm=arm, cut=where))} for arm in LOCAL}
+    found = {arm: by_label(its, "cut", cuts) for arm, its in by_label(rows, "arm", LOCAL).items()}
     found = {arm: its for arm, its in found.items() if its}
     if not found:
         return []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, shown
 from sidestep.studies import against, benches
-from sidestep.studies.rows import ACCURACY, ECE, NLL, chosen, names, pick, read_out, sizes, spread, table
+from sidestep.studies.rows import ACCURACY, ECE, NLL, by_label, chosen, read_out, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BLL, GREEDY, BACKPROP = "BLL, lifted", "local_ce", "backprop"
@@ -25,14 +25,13 @@ CANDIDATES = {"bll (streaming)": BLL, "local_ce (streaming)": GREEDY}
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    places = {place: pick(rows, place=place) for place in names(rows, "place")}
-    return [section(place, its) for place, its in places.items() if its]
+    return [section(place, its) for place, its in by_label(rows, "place").items()]
 
 
 def section(place: str, rows: Sequence[Row]) -> Part:
     """What the answer says of one network and data set, and its section."""
     trained, benched = benches.apart(rows)
-    arms = {arm: its for arm in ARMS if (its := pick(trained, arm=arm))}
+    arms = by_label(trained, "arm", ARMS)
     gaps = against.less(arms, BLL)
     told = [against.said(f"{place}: less {BLL}", gaps)]
     tables = benches.tables({place: benched} if benched else {}, CANDIDATES, "network")

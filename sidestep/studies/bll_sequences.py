@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed
-from sidestep.studies.rows import ACCURACY, mean, names, pick, sizes, table
+from sidestep.studies.rows import ACCURACY, by_label, mean, names, pick, sizes, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
@@ -28,8 +28,7 @@ LAYERS = 20
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    tasks = {task: pick(rows, task=task) for task in names(rows, "task")}
-    found = {task: its for task, its in tasks.items() if its}
+    found = by_label(rows, "task")
     said = {task: " ".join(credit(task, its)) for task, its in found.items() if task != CHARACTERS}
     return [
         *((said.get(task, ""), section(task, its)) for task, its in found.items()),

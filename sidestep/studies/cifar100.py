@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.studies.against import column, figure, said
 from sidestep.studies.curves import last_ten, section
-from sidestep.studies.rows import mean, minus, names, pick, points
+from sidestep.studies.rows import by_label, mean, minus, points
 from sidestep.studies.statistics import Difference
 from sidestep.studies.study import Grid, Part, Row, Study
 
@@ -32,7 +32,7 @@ DRAWN = {
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    groups = {arm: found for arm in names(rows, "arm") if (found := pick(rows, arm=arm))}
+    groups = by_label(rows, "arm")
     gains = {arm: gain for arm in groups if arm != SID and (gain := minus(groups.get(SID, []), groups[arm], last_ten))}
     further = [
         ("authors’ log, last ten", [PUBLISHED.get(arm, "") for arm in groups]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.figures import Line, lines
 from sidestep.report.tables import PERCENT, Column, Table, shown
 from sidestep.studies import against, benches
-from sidestep.studies.rows import mean, minus, names, pick, spread
+from sidestep.studies.rows import by_label, mean, minus, names, pick, spread
 from sidestep.studies.statistics import Difference
 from sidestep.studies.study import Row
 
@@ -17,7 +17,7 @@ Depths = dict[str, list[Row]]
 
 def by_depth(rows: Sequence[Row], count: str, arm: str, *, bench: bool = False) -> Depths:
     """An arm's runs, or its benches, by how many of what `count` names it has."""
-    found = {depth: pick(rows, arm=arm, **{count: depth}) for depth in sorted(names(rows, count), key=int)}
+    found = by_label(pick(rows, arm=arm), count, sorted(names(rows, count), key=int))
     kept = {depth: benches.apart(its)[bench] for depth, its in found.items()}
     return {depth: its for depth, its in kept.items() if its}
 

@@ -16,7 +16,7 @@ from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
 from sidestep.report.tables import Column
 from sidestep.studies import against
-from sidestep.studies.rows import HOWEVER_READ, Value, by_seed, chosen, names, pick, points, read_out, sizes, table
+from sidestep.studies.rows import HOWEVER_READ, Value, by_label, by_seed, chosen, names, points, read_out, sizes, table
 from sidestep.studies.statistics import Difference, paired
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
@@ -49,10 +49,9 @@ READ_OUTS: Mapping[str, Value] = {
 
 def parts(rows: Sequence[Row]) -> list[Part]:
     found: dict[str, dict[str, dict[str, list[Row]]]] = {}
-    for data in names(rows, "data"):
-        budgets = {n: pick(rows, data=data, epochs=n) for n in names(rows, "epochs")}
-        arms = {n: {arm: its for arm in ARMS if (its := pick(b, arm=arm))} for n, b in budgets.items()}
-        found[data] = {n: its for n, its in arms.items() if its}
+    for data, its in by_label(rows, "data").items():
+        budgets = by_label(its, "epochs", names(rows, "epochs"))
+        found[data] = {n: arms for n, budget in budgets.items() if (arms := by_label(budget, "arm", ARMS))}
     return [(answer(data, budgets), section(data, budgets)) for data, budgets in found.items() if budgets]
 
 

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, prefixed
-from sidestep.studies.rows import names, pick, read_out, table
+from sidestep.studies.rows import by_label, read_out, table
 from sidestep.studies.study import TRIAL_SEED, Grid, Part, Row, Study
 
 COMMON = "--data cifar10-jpeg-q95 --model resnet18 --set model.width=16 --blocks 4 --epochs 5 --test never"
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    arms = {arm: pick(rows, arm=arm) for arm in names(rows, "arm")}
-    arms = dict(sorted(((a, r) for a, r in arms.items() if r), key=lambda item: -item[1][0]["val_accuracy"]))
+    arms = dict(sorted(by_label(rows, "arm").items(), key=lambda item: -item[1][0]["val_accuracy"]))
     if not arms:
         return []
     blocks = [

@@ -13,7 +13,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, shown
 from sidestep.studies import against, benches
 from sidestep.studies.benches import CHECKPOINTED, COMPILED, EAGER
-from sidestep.studies.rows import ACCURACY, ECE, NLL, pick, sizes, spread, table
+from sidestep.studies.rows import ACCURACY, ECE, NLL, by_label, pick, sizes, spread, table
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BACKPROP, SID = "backprop", "SID"
@@ -26,7 +26,7 @@ def parts(rows: Sequence[Row]) -> list[Part]:
 
 def accuracy(rows: Sequence[Row]) -> list[Part]:
     """What the answer says of the trained networks, and their section; nothing before one has run."""
-    groups = {arm: its for arm in ARMS if (its := pick(rows, arm=arm))}
+    groups = by_label(rows, "arm", ARMS)
     if not groups:
         return []
     gaps = against.less(groups, BACKPROP)

@@ -15,7 +15,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Table, fixed, shown
 from sidestep.studies import against
 from sidestep.studies.curves import last_epoch
-from sidestep.studies.rows import ECE, NLL, mean, minus, nats, pick, points, spread, table
+from sidestep.studies.rows import ECE, NLL, by_label, mean, minus, nats, points, spread, table
 from sidestep.studies.statistics import Difference, difference
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
@@ -41,15 +41,13 @@ def selected_epoch(row: Row) -> float:
     return row["test_accuracy"]
 
 
-def groups(rows: Sequence[Row], data: str, noise: str) -> dict[str, list[Row]]:
-    """The arms that have run."""
-    found = {arm: pick(rows, arm=arm, data=data, noise=noise) for arm in (SID, *CONTROLS)}
-    return {arm: its for arm, its in found.items() if its}
-
-
 def parts(rows: Sequence[Row]) -> list[Part]:
-    found = {data: {noise: groups(rows, data, noise) for noise in NOISE} for data in (MNIST, CIFAR)}
-    found = {data: {noise: arms for noise, arms in rates.items() if arms} for data, rates in found.items()}
+    found: dict[str, dict[str, dict[str, list[Row]]]] = {}
+    for data, its in by_label(rows, "data", (MNIST, CIFAR)).items():
+        rates = by_label(its, "noise", NOISE)
+        found[data] = {
+            noise: arms for noise, rate in rates.items() if (arms := by_label(rate, "arm", (SID, *CONTROLS)))
+        }
     found = {data: rates for data, rates in found.items() if rates}
     theory = tested({noise: arms for noise, arms in found.get(MNIST, {}).items() if SID in arms})
     return [*((answer(data, rates), accuracy(data, rates)) for data, rates in found.items()), ("", theory)]

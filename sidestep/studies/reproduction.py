@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sidestep.studies.curves import last_ten, section
-from sidestep.studies.rows import mean, minus, names, pick, points
+from sidestep.studies.rows import by_label, mean, minus, points
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 DATA = "--data cifar10-jpeg-q95 --epochs 50 --batch-size 256 --augment crop,flip --test epochs"
@@ -57,8 +57,7 @@ def on(arm: str, network: str) -> str:
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
-    groups = {arm: pick(rows, arm=arm) for arm in names(rows, "arm")}
-    groups = {arm: found for arm, found in groups.items() if found}
+    groups = by_label(rows, "arm")
     curves = [found[0]["curve"]["train_loss"] for found in groups.values()]
     losses = [", ".join(f"{curve[n - 1]:.3f}" for n in EPOCHS if n <= len(curve)) for curve in curves]
     head = f"loss after epochs {', '.join(map(str, EPOCHS))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sidestep.report.read import Spread
 from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, prefixed, shown, significant, whole
@@ -30,6 +30,12 @@ def pick(rows: Sequence[Row], **labels: str) -> list[Row]:
 def names(rows: Sequence[Row], label: str) -> list[str]:
     """The values of a label, in the order of the rows."""
     return list(dict.fromkeys(row["labels"][label] for row in rows if label in row["labels"]))
+
+
+def by_label(rows: Sequence[Row], label: str, values: Iterable[str] | None = None) -> dict[str, list[Row]]:
+    """`pick` for each of these values of a label, by default all that rows have; none for which there is nothing."""
+    values = names(rows, label) if values is None else values
+    return {value: its for value in values if (its := pick(rows, **{label: value}))}
 
 
 def value_of(row: Row, value: Value) -> float | None:

@@ -15,7 +15,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
 from sidestep.studies import benches
 from sidestep.studies.benches import TIMES
-from sidestep.studies.rows import pick
+from sidestep.studies.rows import by_label, pick
 from sidestep.studies.study import Grid, Machine, Part, Row, Study
 
 BLOCKS, BACKPROP = "blocks", "backprop"
@@ -218,7 +218,7 @@ def reached(curve: Sequence[float], target: float) -> float:
 def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     if not needed:
         return []
-    arms = {arm: pick(rows, arm=arm) for arm in ("local CE", BACKPROP)}
+    arms = by_label(rows, "arm", ("local CE", BACKPROP))
     curves = [
         Line(
             arm,
