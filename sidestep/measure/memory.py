@@ -87,15 +87,6 @@ def activation_bytes(
     measured.peak = torch.cuda.max_memory_allocated(device) - before
 
 
-def graph_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
-    """Bytes that the graph of what `fn` returns holds, on any device, counted as `activation_bytes` does on CPU."""
-    with _recording(Activations(exclude)) as measured:
-        result = fn()
-        held = measured.current
-    del result  # until here it kept its graph alive
-    return held
-
-
 def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
     """Bytes of all that autograd saves while `fn` runs, on any device."""
     measured = Activations(exclude)

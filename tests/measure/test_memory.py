@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import psutil
@@ -13,7 +13,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.core.task import Classification
 from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
-from sidestep.measure.memory import MB, activation_bytes, graph_bytes, peak_rss_mb
+from sidestep.measure.memory import MB, activation_bytes, peak_rss_mb
 from sidestep.methods.backprop import BackpropCheckpointed
 
 BATCH = 8
@@ -40,6 +40,15 @@ def state(*modules: nn.Module) -> Iterator[Tensor]:
     for module in modules:
         yield from module.parameters()
         yield from module.buffers()
+
+
+def graph_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
+    """Bytes that the graph of what `fn` returns holds, counted as on a CPU whatever the device."""
+    with activation_bytes(exclude) as measured:
+        result = fn()
+        held = measured.current
+    del result  # until here it kept its graph alive
+    return held
 
 
 def test_a_small_net_saves_its_input_and_its_hidden_layer() -> None:
