@@ -186,9 +186,13 @@ def check_like(train: Source, other: Source, name: str) -> None:
 
 @dataclass
 class Comparison:
-    """What `compare` measured; shows itself as a table in a notebook."""
+    """What `compare` measured; shows itself as a table in a notebook.
 
-    rows: list[dict[str, Any]]  # method, accuracy (mean), std (None for one seed), n, accuracies
+    rows: of every method its name, n runs, their accuracies as fractions, and the mean (`accuracy`) and sample standard
+    deviation (`std`, None for one) of these.
+    """
+
+    rows: list[dict[str, Any]]
 
     def __str__(self) -> str:
         return "\n".join(

@@ -1,4 +1,4 @@
-"""The two ways a user's input can be wrong; the command line turns both into one line and an exit code."""
+"""Errors with an exit code, 2 for what was asked for and 1 for all else; the command line tells each in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UsageError(ValueError):
 
 
 class DataError(ValueError):
-    """A file, folder, run or data set that is missing or bad inside (exit code 1)."""
+    """A file, folder, run or data set that is missing or bad inside, or a run that failed (exit code 1)."""
 
     exit_code = 1
 

@@ -25,7 +25,12 @@ from sidestep.resuming import environment, fingerprint, naming_another, warn
 
 @dataclass
 class Run:
-    """What training left: a network that answers, what was measured, and the means to look closer."""
+    """What training left: a network that answers, what was measured, and the means to look closer.
+
+    assembly: what the run is made of, the selected parameters in place.  summary: what `summary.json` says; of an
+    interrupted run neither test results nor costs.  history: what was measured after every epoch, a row each.
+    folder: where the run is kept, None for nowhere.  interrupted: whether Ctrl-C ended training before its last step.
+    """
 
     assembly: Assembly
     summary: dict[str, object]
@@ -35,7 +40,10 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """A fraction, on the test set where there is one, else on the validation split."""
+        """A fraction, on the test set where there is one, else on the validation split.
+
+        Raises UsageError where targets are numbers, which have none, and for a run that was judged on no data.
+        """
         for name in ("test_accuracy", "val_accuracy"):
             value = self.summary.get(name)
             if isinstance(value, float):
@@ -46,14 +54,14 @@ class Run:
 
     @property
     def model(self) -> nn.Module:
-        """The network inference needs, normalised images -> logits, in eval mode."""
+        """The network inference needs, normalised inputs -> logits, or means and log-precisions, in eval mode."""
         return self.assembly.method.export(self.assembly.engine.inference_chain).eval()
 
     def predict(self, x: object) -> Tensor:
         """Class probabilities (B, ..., C) of inputs x (B, ...), raw like those of the training set.
 
-        x: a tensor, an array, or nested numbers.  Raises ValueError for inputs unlike the training set's in shape or in
-        kind (bytes, floats, tokens), and for NaN or Inf.
+        x: a tensor, an array, or nested numbers.  Raises UsageError where targets are numbers, ValueError for inputs
+        unlike the training set's in shape or in kind (bytes, floats, tokens), and for NaN or Inf.
         """
         if isinstance(self.assembly.task, Regression):
             raise UsageError("this run's targets are numbers, not classes; run.model gives means and log-precisions.")

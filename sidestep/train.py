@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluation, selection, checkpoints, log.  It names no method and no engine."""
+"""The training loop: steps, evaluation, selection, checkpoints, log.  It names no method."""
 
 from __future__ import annotations
 
