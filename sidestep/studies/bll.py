@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.report.study import Section
-from sidestep.report.tables import Column, fixed
+from sidestep.report.tables import Column, Table, fixed, shown
 from sidestep.studies import against
-from sidestep.studies.rows import ACCURACIES, Measure, by_label, chosen, mean, minus, nats, sizes, table
+from sidestep.studies.rows import ACCURACIES, ACCURACY, by_label, chosen, mean, minus, nats, sizes, spread, table
 from sidestep.studies.study import Grid, Part, Row, Study
 
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
@@ -31,9 +31,15 @@ OTHERS = {
     f"backprop, {SIGMOID}": "train backprop --set model.activation=sigmoid",
 }
 SMOOTHED = {f"backprop, {RELU}, smoothing tuned": "train backprop"}
-ARMS = {**FORMS, **UNMIXED, **USUAL, **OTHERS, **SMOOTHED}
+ALIKE = f"{BERNOULLI}, m = 0, all else alike"
+FIXED = {
+    ALIKE: f"{UNMIXED[f'{BERNOULLI}, m = 0']} --lr 0.002 --likelihood plug-in",
+    f"{GAUSSIAN}, sampled, as shipped": f"{FORMS[GAUSSIAN]} --lr 0.002 --likelihood sample",
+}
+"""What was chosen for m = 1 without its messages; and the likelihood that is a bound, at its own best rate."""
+ARMS = {**FORMS, **UNMIXED, **FIXED, **USUAL, **OTHERS, **SMOOTHED}
 SAME = {
-    BERNOULLI: [f"{BERNOULLI}, m = 0", f"local_ce, {SIGMOID}", f"backprop, {SIGMOID}", f"backprop, {RELU}"],
+    BERNOULLI: [f"{BERNOULLI}, m = 0", ALIKE, f"local_ce, {SIGMOID}", f"backprop, {SIGMOID}", f"backprop, {RELU}"],
     GAUSSIAN: [f"{GAUSSIAN}, m = 0", f"local_ce, {RELU}", f"backprop, {RELU}"],
     LIFTED: [f"{LIFTED}, m = 0", f"local_ce, {LEARNED}", f"backprop, {RELU}"],
 }
@@ -45,12 +51,8 @@ def trusted(measure: str, part: str = "test_scaled") -> Callable[[Row], float | 
     return lambda row: ((row.get("uncertainty") or {}).get(part) or {}).get(measure)
 
 
-RAW, SCALED = "raw", "after temperature"
-CALIBRATION: Sequence[Measure] = tuple(
-    (f"{head}, {how}", trusted(measure, part), fixed(4))
-    for how, part in ((RAW, "test"), (SCALED, "test_scaled"))
-    for head, measure in (("NLL", "nll"), ("Brier", "brier"), ("ECE, equal mass", "adaptive_ece"), ("AURC", "aurc"))
-)
+PARTS = {"raw": "test", "after temperature": "test_scaled"}
+MEASURES = {"NLL": "nll", "Brier": "brier", "ECE, equal mass": "adaptive_ece", "AURC": "aurc"}
 
 
 def parts(rows: Sequence[Row]) -> list[Part]:
@@ -98,25 +100,31 @@ def section(data: str, arms: Mapping[str, Sequence[Row]]) -> Section:
         "accuracy on validation samples of Fashion-MNIST, for MNIST too; smoothing that gains accuracy may cost NLL.",
         [
             ("Accuracy", accuracies),
-            ("How far answers can be trusted", table(arms, CALIBRATION, further=trust(arms))),
+            *(
+                (f"How far answers of {family} and its controls can be trusted, {how}", trust(arms, family, part))
+                for family in SAME
+                if family in arms
+                for how, part in PARTS.items()
+            ),
         ],
         against.figure(f"each less {GAUSSIAN} on {data}", against.less(arms, GAUSSIAN)),
     )
 
 
-def trust(arms: Mapping[str, Sequence[Row]]) -> list[Column]:
-    """Differences in NLL and AURC after temperature to each of BLL's families."""
-    found: list[Column] = []
-    for family in SAME:
-        for head, measure in (("NLL", "nll"), ("AURC", "aurc")):
-            gaps = against.less(arms, family, trusted(measure))
-            if gaps:
-                cells = [against.cell(gaps[arm], nats) if arm in gaps else "" for arm in arms]
-                found.append((f"{head} less that of {family}", cells))
-    return found
+def trust(arms: Mapping[str, Sequence[Row]], family: str, part: str) -> Table:
+    """Every measure of a form's answers and of its controls', and what these are less it."""
+    own = {arm: arms[arm] for arm in (family, *SAME[family], *SMOOTHED) if arm in arms}
+    further: list[Column] = []
+    for head, measure in MEASURES.items():
+        value = trusted(measure, part)
+        gaps = against.less(own, family, value)
+        further.append((head, [shown(spread(its, value), fixed(4)) for its in own.values()]))
+        further.append((f"{head}, less", [against.cell(gaps[arm], nats) if arm in gaps else "" for arm in own]))
+    return table(own, [ACCURACY], further=further)
 
 
 NETWORK = "--model mlp --set model.depth=4 --set model.width=512 --blocks 4 --epochs 10 --augment none"
+SMOKE = "--set model.width=32"
 FASHION = {"Fashion-MNIST": "--data fashion-mnist"}
 BOTH = {**FASHION, "MNIST": "--data mnist"}
 RATES = ("0.0005", "0.001", "0.002", "0.003", "0.004", "0.008")
@@ -135,7 +143,7 @@ def grid(arms: Mapping[str, str], candidates: Mapping[str, str], data: Mapping[s
         {"cpu": 5, "gpu": 5},
         candidates=candidates,
         trial=FASHION["Fashion-MNIST"],
-        smoke="--set model.width=32",
+        smoke=SMOKE,
     )
 
 
@@ -147,6 +155,7 @@ STUDY = Study(
         grid(UNMIXED, LIKELIHOODS),
         grid(OTHERS, ONLY_RATES),
         grid(SMOOTHED, SMOOTHINGS),
+        Grid(FIXED, NETWORK, {"data": FASHION}, {"cpu": 5, "gpu": 5}, smoke=SMOKE),
     ],
     parts,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidestep.studies.bll import ARMS, BERNOULLI, GAUSSIAN, SAME, STUDY
+from sidestep.studies.bll import ARMS, BERNOULLI, FIXED, GAUSSIAN, MEASURES, PARTS, SAME, STUDY
 from tests.studies.made import trained
 from tests.studies.pages import columns, written_of_every_part
 
@@ -30,12 +30,14 @@ def test_each_family_is_held_against_its_own_controls() -> None:
 
 
 def test_trust_is_told_raw_and_after_temperature_with_paired_differences() -> None:
-    found = columns(STUDY.page(ROWS), "MNIST", "How far answers can be trusted")
-    assert found["NLL, raw"] == ["0.4000 ± 0.0000", "0.4200 ± 0.0000", "0.3800 ± 0.0000"]
-    assert found["NLL, after temperature"][0] == "0.3000 ± 0.0000"
-    assert found["NLL less that of BLL, Bernoulli"][1].startswith("+0.0200 [+0.0200, +0.0200], above")
-    assert found["NLL less that of BLL, Bernoulli"][2].startswith("−0.0200")
-    assert found["AURC less that of BLL, Bernoulli"][2].endswith("below")
+    page, title = STUDY.page(ROWS), "How far answers of BLL, Bernoulli and its controls can be trusted, "
+    raw, scaled = (columns(page, "MNIST", title + how) for how in PARTS)
+    assert raw["NLL"] == ["0.4000 ± 0.0000", "0.4200 ± 0.0000", "0.3800 ± 0.0000"]
+    assert scaled["NLL"][0] == "0.3000 ± 0.0000"
+    assert scaled["NLL, less"][1].startswith("+0.0200 [+0.0200, +0.0200], above")
+    assert scaled["NLL, less"][2].startswith("−0.0200") and raw["NLL, less"][2].startswith("−0.0200")
+    assert scaled["AURC, less"][2].endswith("below")
+    assert all({"test accuracy, %", *MEASURES} <= found.keys() for found in (raw, scaled))
 
 
 def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
@@ -52,7 +54,7 @@ def test_better_is_said_where_both_nll_and_aurc_are_told_apart() -> None:
 def test_every_arm_has_as_many_trials() -> None:
     trials = [p for p in STUDY.pieces(seeds=1) if "trial" in p.labels]
     by_arm = {arm: sum(p.labels["arm"] == arm for p in trials) for arm in ARMS}
-    assert set(by_arm.values()) == {6}
+    assert {arm for arm, count in by_arm.items() if count != 6} == set(FIXED) == {a for a in ARMS if not by_arm[a]}
 
 
 def test_any_part_of_the_rows_makes_a_page(tmp_path: Path) -> None:
