@@ -22,7 +22,7 @@ from sidestep.core.cut import CutPlan
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import UsageError
 from sidestep.launch import spawn
-from sidestep.measure.timing import interleaved, ratios, threads
+from sidestep.measure.timing import by_key, interleaved, ratios, threads
 from sidestep.placement import Placement
 from sidestep.ranks import Ranks, joined
 from sidestep.train import Trainer
@@ -83,7 +83,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     rows = {row["name"]: row for row in rows_of(samples, ours, assembly.config.batch_size)}
     found: dict[str, Any] = {"ranks": ranks.count, "rows": list(rows.values())}
     calibrated = {kind: ratios(samples, f"{ALL_BUSY}, {kind}", f"{ONE_BUSY}, {kind}") for kind in works}
-    found["calibration"], found["calibration_low"], found["calibration_high"] = calibrated[WHOLE]
+    found |= by_key("calibration", calibrated[WHOLE])
     found["calibrations"] = {kind: middle for kind, (middle, _, _) in calibrated.items()}
     rivals_of = {"one_process": [name_of(method, 1)], "ddp": ["backprop, data parallel"]}
     rivals_of |= {"all_threads": [name_of(method, 1, most)], "backprop_all_threads": [name_of("backprop", 1, most)]}
@@ -91,9 +91,7 @@ def compared(assembly: Assembly, ranks: Ranks, rounds: int) -> dict[str, Any]:
     for key, names in rivals_of.items():
         if names:
             best = min(names, key=lambda name: rows[name]["step_ms"])
-            middle, low, high = ratios(samples, ours, best)
-            found |= {f"ratio_to_{key}": middle, f"ratio_to_{key}_low": low, f"ratio_to_{key}_high": high}
-            found[f"best_{key}"] = best
+            found |= by_key(f"ratio_to_{key}", ratios(samples, ours, best)) | {f"best_{key}": best}
     pipelines = [name for kind in ("GPipe", "1F1B") for name in rivals_of[kind.lower()]]
     if pipelines:
         found["pipeline"] = pipeline_share(min(pipelines, key=lambda name: rows[name]["step_ms"]), found)

@@ -30,7 +30,7 @@ from sidestep.bench.step import (
 from sidestep.config import TrainConfig
 from sidestep.errors import UsageError
 from sidestep.measure.floor import Demand
-from sidestep.measure.timing import interleaved
+from sidestep.measure.timing import by_key, interleaved, quartiles
 from sidestep.methods.sid import SID
 from sidestep.precision import autocast_dtype
 
@@ -103,8 +103,7 @@ def run(config: TrainConfig, *, rounds: int = 20) -> dict[str, Any]:
         if candidate != candidate.extractor:
             own = cascade(samples, candidate)
             row["cascade_ms"] = float(np.median(own))
-            low, middle, high = np.percentile(own / naive, [25, 50, 75])
-            row |= {"cascade_ratio": float(middle), "cascade_ratio_low": float(low), "cascade_ratio_high": float(high)}
+            row |= by_key("cascade_ratio", quartiles((own / naive).tolist()))
     found = {"base": NAIVE.name, "rows": rows} | circumstances(assembly)
     return found | {"text": stack_table(found)}
 

@@ -24,7 +24,7 @@ from sidestep.engines.compiled import compile_calls
 from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate, last
 from sidestep.measure.floor import Demand, Rates
-from sidestep.measure.timing import Timing, interleaved, ratios
+from sidestep.measure.timing import by_key, interleaved, quartiles, ratios
 from sidestep.methods.sid import SID
 from sidestep.precision import autocast_dtype
 from sidestep.provenance import provenance
@@ -159,22 +159,10 @@ def measured(assembly: Assembly, candidates: Mapping[str, Step], base: str, step
 def rows_of(samples: Mapping[str, Sequence[float]], base: str, batch_size: int) -> list[dict[str, Any]]:
     """Of every candidate's times in milliseconds: median and quartiles, and those of its ratios to the base's."""
     rows: list[dict[str, Any]] = []
-    for name in samples:
-        timing = Timing.of(samples[name])
-        ratio, low, high = ratios(samples, name, base)
-        rows.append(
-            {
-                "name": name,
-                "step_ms": timing.median_ms,
-                "step_ms_low": timing.low_ms,
-                "step_ms_high": timing.high_ms,
-                "samples_per_second": 1000 * batch_size / timing.median_ms,
-                "ratio": ratio,
-                "ratio_low": low,
-                "ratio_high": high,
-                "n": timing.n,
-            }
-        )
+    for name, times in samples.items():
+        took = quartiles(times)
+        row = {"name": name} | by_key("step_ms", took) | {"samples_per_second": 1000 * batch_size / took[0]}
+        rows.append(row | by_key("ratio", ratios(samples, name, base)) | {"n": len(times)})
     return rows
 
 

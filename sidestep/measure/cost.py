@@ -8,7 +8,7 @@ from functools import partial
 from sidestep.assemble import Assembly, with_method
 from sidestep.measure.flops import flops_per_sample
 from sidestep.measure.memory import MB, activation_bytes
-from sidestep.measure.timing import Timing, interleaved, ratios
+from sidestep.measure.timing import by_key, interleaved, quartiles, ratios
 
 BASELINES = ("backprop", "backprop_checkpointed")
 
@@ -54,18 +54,12 @@ def cost_rows(fresh: Mapping[str, Assembly], rounds: int = 5) -> list[dict[str, 
     samples = interleaved(steps, rounds=rounds, warmup=2, device=fresh["backprop"].device)
     rows: list[dict[str, object]] = []
     for name, a in fresh.items():
-        timing = Timing.of(samples[name])
-        ratio, low, high = ratios(samples, name, "backprop")
         rows.append(
             {
                 "method": name,
                 "blocks": a.config.blocks,
-                "step_ms": timing.median_ms,
-                "step_ms_low": timing.low_ms,
-                "step_ms_high": timing.high_ms,
-                "ratio_to_backprop": ratio,
-                "ratio_to_backprop_low": low,
-                "ratio_to_backprop_high": high,
+                **by_key("step_ms", quartiles(samples[name])),
+                **by_key("ratio_to_backprop", ratios(samples, name, "backprop")),
                 **cost(a),
             }
         )

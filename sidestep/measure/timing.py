@@ -5,27 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sidestep.errors import UsageError, unknown
 
-
-@dataclass(frozen=True)
-class Timing:
-    """The median of n times and their quartiles, in milliseconds."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    n: int
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Timing:
-        """The summary of times in milliseconds, such as one of `interleaved`'s."""
-        return cls(*_quartiles(samples), n=len(samples))
+Quartiles = tuple[float, float, float]
+"""The median, and the quartiles below and above it."""
 
 
 def interleaved(
@@ -63,7 +50,7 @@ def now(device: torch.device | str, clock: Callable[[], float] = time.perf_count
     return clock()
 
 
-def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> tuple[float, float, float]:
+def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> Quartiles:
     """The median and the quartiles of the ratios of `of`'s time to `over`'s, each within one round.
 
     Raises UsageError for a name that was not timed.
@@ -71,12 +58,17 @@ def ratios(samples: Mapping[str, Sequence[float]], of: str, over: str) -> tuple[
     for name in (of, over):
         if name not in samples:
             raise unknown("candidate", name, samples)
-    return _quartiles([a / b for a, b in zip(samples[of], samples[over], strict=True)])
+    return quartiles([a / b for a, b in zip(samples[of], samples[over], strict=True)])
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+def quartiles(values: Sequence[float]) -> Quartiles:
     low, median, high = np.percentile(values, [25, 50, 75])
     return float(median), float(low), float(high)
+
+
+def by_key(key: str, values: Quartiles) -> dict[str, float]:
+    """As rows have them: `key`, `key_low` and `key_high`."""
+    return dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
 
 
 @contextmanager

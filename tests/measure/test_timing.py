@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from sidestep.errors import UsageError
-from sidestep.measure.timing import Timing, interleaved, ratios
+from sidestep.measure.timing import by_key, interleaved, quartiles, ratios
 
 
 class FakeMachine:
@@ -56,9 +56,10 @@ def test_ratios_are_taken_within_rounds_not_of_medians() -> None:
     assert ratios(samples, of="ours", over="theirs") == (1.0, 0.75, 2.5)
 
 
-def test_a_timing_is_the_median_and_the_quartiles() -> None:
-    assert Timing.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Timing(median_ms=3.0, low_ms=2.0, high_ms=4.0, n=5)
-    assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0, 1)
+def test_times_have_a_median_and_quartiles() -> None:
+    assert quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, 2.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert by_key("ms", (3.0, 2.0, 4.0)) == {"ms": 3.0, "ms_low": 2.0, "ms_high": 4.0}
 
 
 def test_a_name_that_was_not_timed_is_answered_with_the_nearest() -> None:
