@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidestep.bench.step import as_set, benched, circumstances, fresh, labelled, plain_baselines
+from sidestep.bench.step import Step, as_set, benched, circumstances, fresh, labelled, plain_baselines
 from sidestep.config import TrainConfig
 from sidestep.engines.captured import WARM_UP
 from sidestep.errors import UsageError
-from sidestep.measure.memory import MB, activation_bytes, peak_rss_mb
+from sidestep.measure.memory import MB, peak_rss_mb, step_peak_mb
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -27,19 +28,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
     batch = assembly.batches(0)
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, step: Callable[..., object], state: list[Tensor]) -> None:
-        for _ in range(WARM_UP if config.cuda_graph else 1):  # optimizer state is made by the first
-            step(batch)
-        with activation_bytes(exclude=state, device=assembly.device) as measured:
-            step(batch)
-        rows.append({"name": name, "peak_activation_mb": measured.peak / MB})
+    def add(name: str, step: Step, modules: Iterable[nn.Module]) -> None:
+        peak = step_peak_mb(partial(step, batch), modules, assembly.device, WARM_UP if config.cuda_graph else 1)
+        rows.append({"name": name, "peak_activation_mb": peak})
 
     for name in dict.fromkeys([assembly.config.method, "backprop", "backprop_checkpointed", "deep_supervision"]):
         own = fresh(assembly, name)
-        modules = [module for _, module in own.chain.parts()]
-        add(labelled(own), own.engine.step, [t for m in modules for t in (*m.parameters(), *m.buffers())])
+        add(labelled(own), own.engine.step, [module for _, module in own.chain.parts()])
     for name, plain in plain_baselines(assembly).items():
-        add(name, as_set(plain.step, assembly.config), [*plain.network.parameters(), *plain.network.buffers()])
+        add(name, as_set(plain.step, assembly.config), [plain.network])
     base = next(row["peak_activation_mb"] for row in rows if row["name"] == "plain backprop")
     for row in rows:
         row["ratio"] = row["peak_activation_mb"] / base

@@ -7,7 +7,7 @@ from functools import partial
 
 from sidestep.assemble import Assembly, with_method
 from sidestep.measure.flops import flops_per_sample
-from sidestep.measure.memory import MB, activation_bytes
+from sidestep.measure.memory import step_peak_mb
 from sidestep.measure.timing import by_key, interleaved, quartiles, ratios
 
 BASELINES = ("backprop", "backprop_checkpointed")
@@ -21,17 +21,15 @@ def cost(assembly: Assembly) -> dict[str, object]:
     Takes real steps: measure a copy (`with_method`) of a network that is still needed.
     """
     engine, batch = assembly.engine, assembly.batches(0)
-    engine.step(batch)  # optimizer state and caches are made by the first
-    state = [t for _, module in assembly.chain.parts() for t in (*module.parameters(), *module.buffers())]
-    with activation_bytes(exclude=state, device=assembly.device) as measured:
-        engine.step(batch)
+    modules = [module for _, module in assembly.chain.parts()]
+    peak = step_peak_mb(lambda: engine.step(batch), modules, assembly.device)
     size = len(batch[0])
     training = flops_per_sample(lambda: engine.step(batch), size)
     exported = assembly.method.export(engine.inference_chain).eval()
     network = assembly.model.eval()
     params, aux_params = assembly.parameter_counts()
     return {
-        "peak_activation_mb": measured.peak / MB,
+        "peak_activation_mb": peak,
         "flops_per_sample": training,
         "inference_flops_per_sample": flops_per_sample(lambda: exported(batch[0]), size),
         "readouts_flops_per_sample": flops_per_sample(lambda: engine.predict(batch[0]), size),

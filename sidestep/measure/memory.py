@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,6 +85,21 @@ def activation_bytes(
     torch.cuda.synchronize(device)
     measured.current = torch.cuda.memory_allocated(device) - before
     measured.peak = torch.cuda.max_memory_allocated(device) - before
+
+
+def step_peak_mb(
+    step: Callable[[], object], modules: Iterable[nn.Module], device: torch.device, warmup: int = 1
+) -> float:
+    """The peak of `activation_bytes` in a step, in MB of 2**20 bytes, without the modules' parameters and buffers.
+
+    It is not the first: that makes optimizer state and caches.
+    """
+    for _ in range(warmup):
+        step()
+    state = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    with activation_bytes(exclude=state, device=device) as measured:
+        step()
+    return measured.peak / MB
 
 
 def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:

@@ -20,7 +20,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError
 from sidestep.launch import spawn, threads_each
 from sidestep.measure.describe import walk
-from sidestep.measure.memory import MB, activation_bytes
+from sidestep.measure.memory import MB, step_peak_mb
 from sidestep.measure.timing import threads
 from sidestep.placement import Placement
 from sidestep.ranks import joined
@@ -146,10 +146,8 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
     with joined(Placement(len(numbers), shares=numbers)) as ranks:
         engine = ranks.engine(assembly)
         batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(STEPS)]
-        engine.step(batches[0])  # optimizer state is made by the first
-        exclude = [t for _, m in engine.parts.named for t in (*m.parameters(), *m.buffers())]
-        with activation_bytes(exclude=exclude, device=assembly.device) as alive:
-            engine.step(batches[0])
+        modules = [module for _, module in engine.parts.named]
+        peak = step_peak_mb(lambda: engine.step(batches[0]), modules, assembly.device)
         times: list[float] = []
         for _ in range(TURNS):
             dist.barrier()
@@ -160,7 +158,7 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
                 engine.step(batch)
             times.append((time.perf_counter() - began) / (STEPS - FILLED))
         seen = torch.zeros(ranks.count, TURNS + 1, dtype=torch.float64)
-        seen[ranks.rank] = torch.tensor([alive.peak / MB, *times])
+        seen[ranks.rank] = torch.tensor([peak, *times])
         dist.all_reduce(seen)
         turns = sorted(1000 * seen[:, 1:].amax(0))
         return {
