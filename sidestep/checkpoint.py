@@ -3,7 +3,8 @@
     checkpoints/step-40/blocks.0.safetensors  blocks.1.safetensors  hub.safetensors  run.safetensors  manifest.json
 
 A checkpoint is written aside under a name with a leading dot: every file synced to disk, the manifest last, the folder
-synced, then renamed.  So whatever kills the writer, a checkpoint's name means all of it.  Nothing is ever unpickled.
+synced, then renamed.  So whatever kills the writer, a checkpoint's name means all of it.  One that is replaced is
+`step-040` until the new one is there, so at every moment one of the two is found.  Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -78,9 +79,16 @@ def save(
         raise UsageError(f"got keep={keep}, expected 2 or more: the one before must outlive the one being written.")
     folder.mkdir(parents=True, exist_ok=True)
     final, aside = folder / f"{prefix}-{step}", folder / f"{ASIDE}{prefix}-{step}"
+    replaced = folder / f"{prefix}-0{step}"  # the same step to whoever lists them
     with only_writer(folder):
         for left in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(left)
+        for number, path in _numbered(folder, prefix):
+            proper = folder / f"{prefix}-{number}"
+            if path != proper and proper.exists():
+                _discard(path)
+            elif path != proper:  # a writer died while it replaced this one
+                os.rename(path, proper)
         if not replace and final.exists() and _passes(load, final):
             return final
         aside.mkdir()
@@ -101,14 +109,16 @@ def save(
             write_synced(aside / MANIFEST, _sealed(as_read(manifest)))
             sync_folder(aside)
             if final.exists():
-                _discard(final)
+                os.rename(final, replaced)
             os.rename(aside, final)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_folder(folder)
+        if replaced.exists():
+            _discard(replaced)
         others = [
-            path for path in _numbered(folder, prefix) if path != final and _passes(read_manifest, path, DataError)
+            path for _, path in _numbered(folder, prefix) if path != final and _passes(read_manifest, path, DataError)
         ]
         for old in others[keep - 1 :]:
             _discard(old)
@@ -173,7 +183,7 @@ def complete(folder: Path, prefix: str = "step") -> Iterator[tuple[Path, Manifes
 
     Raises DataError if it comes to one that was written by a later version of sidestep.
     """
-    for path in _numbered(folder, prefix):
+    for _, path in _numbered(folder, prefix):
         with suppress(Unsound):
             yield path, read_manifest(path)
 
@@ -239,14 +249,14 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _numbered(folder: Path, prefix: str) -> list[Path]:
-    """`<prefix>-<step>` folders, highest step first."""
+def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """`<prefix>-<step>` folders and their steps, highest first."""
     found: list[tuple[int, Path]] = []
     for path in folder.iterdir() if folder.is_dir() else ():
         before, _, step = path.name.rpartition("-")
         if before == prefix and step.isascii() and step.isdecimal():
             found.append((int(step), path))
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(found, reverse=True)
 
 
 def _passes(test: Callable[[Path], object], path: Path, fails: type[DataError] = Unsound) -> bool:

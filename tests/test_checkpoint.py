@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from sidestep.checkpoint import MANIFEST, Manifest, Unsound, check, complete, latest, load, read_manifest, save
 from sidestep.errors import DataError, UsageError
 from sidestep.files import append_jsonl, read_jsonl, strict_json, truncate_jsonl, write_json, write_text_atomic
+from sidestep.run import rewind
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -401,8 +403,8 @@ def test_a_writer_killed_fifty_times_loses_nothing(tmp_path: Path) -> None:
 CALLS = ("open", "fsync", "rename", "mkdir", "rmdir", "unlink")
 
 
-def die_at(folder: Path, call: int) -> None:
-    """Save step 3 and be killed right before the given system call that touches the disk."""
+def die_at(folder: Path, call: int, content: int, step: int, options: dict[str, Any]) -> None:
+    """Save, and be killed right before the given system call that touches the disk."""
     torch.set_num_threads(1)
     count = 0
 
@@ -418,19 +420,34 @@ def die_at(folder: Path, call: int) -> None:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
-    write(folder, state_of(3), 3)
+    write(folder, state_of(content), step, **options)
+
+
+def killed_at_each_call(
+    tmp_path: Path, before: Mapping[int, int], content: int, step: int, **options: Any
+) -> Iterator[tuple[Path, bool]]:
+    """Folders in which a writer was killed before its first system call, its second, ...; in the last one it was not.
+
+    before: step -> content of the checkpoints that were there.  Yields the folder, and whether the writer was killed.
+    """
+    context = forkserver()
+    for call in itertools.count(1):
+        folder = tmp_path / str(call)
+        for there, what in before.items():
+            write(folder, state_of(what), there)
+        writer = context.Process(target=die_at, args=(folder, call, content, step, options))
+        writer.start()
+        writer.join()
+        assert writer.exitcode in (0, -signal.SIGKILL)
+        yield folder, writer.exitcode != 0
+        if writer.exitcode == 0:
+            assert call > 15
+            return
 
 
 def test_killed_before_each_of_its_system_calls_a_writer_leaves_two_whole_checkpoints(tmp_path: Path) -> None:
-    context, call, seen = forkserver(), 0, set[int]()
-    while True:
-        call += 1
-        folder = tmp_path / str(call)
-        for step in (1, 2):
-            write(folder, state_of(step), step)
-        writer = context.Process(target=die_at, args=(folder, call))
-        writer.start()
-        writer.join()
+    seen = set[int]()
+    for folder, killed in killed_at_each_call(tmp_path, {1: 1, 2: 2}, 3, 3):
         newest = latest(folder)
         assert newest is not None
         state, manifest = load(newest)
@@ -438,12 +455,42 @@ def test_killed_before_each_of_its_system_calls_a_writer_leaves_two_whole_checkp
         seen.add(manifest.step)
         whole = [path for path in folder.iterdir() if not path.name.startswith(".")]
         assert len(whole) >= 2 and all(load(path) for path in whole)
-        if writer.exitcode == 0:
-            break
-        assert writer.exitcode == -signal.SIGKILL
-        write(folder, state_of(4), 4)
-        assert names(folder) == {newest.name, "step-4"}, "leftovers stayed"
-    assert call > 15 and seen == {2, 3}
+        if killed:
+            write(folder, state_of(4), 4)
+            assert names(folder) == {newest.name, "step-4"}, "leftovers stayed"
+    assert seen == {2, 3}
+
+
+def test_killed_before_each_of_its_system_calls_a_writer_that_replaces_the_only_one_leaves_it_or_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """And whichever it is, the next writer keeps it, under its own name."""
+    seen = set[int]()
+    for folder, killed in killed_at_each_call(tmp_path, {3: 1}, 2, 3, replace=True):
+        newest = latest(folder)
+        assert newest is not None, f"nothing to go on from among {names(folder)}"
+        state, manifest = load(newest)
+        found = int(state["steps"])
+        assert manifest.step == 3
+        assert_same(state, state_of(found))
+        seen.add(found)
+        if killed:
+            write(folder, state_of(4), 4)
+            assert names(folder) == {"step-3", "step-4"}, "leftovers stayed"
+            assert_same(load(folder / "step-3")[0], state_of(found))
+        else:
+            assert names(folder) == {"step-3"} and found == 2
+    assert seen == {1, 2}
+
+
+def test_going_back_before_a_checkpoint_that_was_being_replaced_removes_it_too(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for step in (10, 20):
+        write(checkpoints, state_of(step), step)
+    os.rename(checkpoints / "step-20", checkpoints / "step-020")  # where its writer was killed
+    assert latest(checkpoints) == checkpoints / "step-020"
+    rewind(tmp_path, 10)
+    assert latest(checkpoints) == checkpoints / "step-10" and names(checkpoints) == {"step-10"}
 
 
 # ------------------------------------------------------------------------------------------------------------ same run?
