@@ -32,8 +32,8 @@ def train(args: Args) -> Result:
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
     placement = Placement(args.ranks or len(args.shares) or 1, args.replicas, args.shares)
-    launched = "WORLD_SIZE" in os.environ  # which torchrun sets: then this is one of them
-    if placement.processes > 1 and not launched:
+    launched = os.environ.get("WORLD_SIZE")  # which torchrun sets: then this is one of them
+    if placement.processes > 1 or launched not in (None, "1"):
         placement.blocks(config.blocks)
         if config.accumulate % args.replicas:
             raise UsageError(
@@ -44,6 +44,7 @@ def train(args: Args) -> Result:
             raise UsageError("got --engine stacked and several processes, expected one: a stack is in one process.")
         if config.cuda_graph:
             raise UsageError("got --cuda-graph and several processes, expected one: a recorded step sends nothing.")
+    if placement.processes > 1 and launched is None:
         from sidestep.launch import launch
         from sidestep.train import find_start
 

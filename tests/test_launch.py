@@ -404,6 +404,24 @@ def test_what_is_no_place_on_this_machine_is_one_line(
     assert says in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--engine", "stacked"],
+            "got --engine stacked and several processes, expected one: a stack is in one process.",
+        ),
+        (["--cuda-graph"], "got --cuda-graph and several processes, expected one: a recorded step sends nothing."),
+    ],
+)
+def test_what_runs_in_one_process_only_is_refused_under_torchrun_too(
+    flags: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "local_ce", *flags]) == 2
+    assert capsys.readouterr().err == f"sidestep: error: {says}\n"
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_two_hosts_train_where_their_network_is_trusted(
     trusted: bool, straight: Path, tmp_path: Path, started: list[Launched], monkeypatch: pytest.MonkeyPatch
