@@ -133,8 +133,6 @@ def inherited(ranks: int) -> Generator[None]:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that has left is said in a line of ours
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(ranks)))
-    if any(name == "lo" for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         yield
     finally:

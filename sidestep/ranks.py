@@ -159,7 +159,8 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
         return
     rank, here = number("RANK"), number("LOCAL_WORLD_SIZE", str(count))
     host, agents = said("MASTER_ADDR"), "TORCHELASTIC_RUN_ID" in os.environ and LAUNCHER not in os.environ
-    if not trusted_network and (here != count or not is_loopback(host)):
+    one_machine = here == count and is_loopback(host)
+    if not one_machine and not trusted_network:
         raise UsageError(
             f"got {count} processes, {here} of them on this machine, that meet at {host}, expected all on one and a "
             "loopback address: who reaches their ports could join them; give --trusted-network if nobody else does."
@@ -170,6 +171,8 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
             "sidestep train --ranks, which opens no such store",
             file=sys.stderr,
         )
+    if one_machine:
+        listen_locally()
     die_with_parent()
     devices = torch.cuda.device_count()
     if devices:
@@ -227,6 +230,12 @@ def is_loopback(host: str) -> bool:
         return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
     except OSError:
         return False
+
+
+def listen_locally() -> None:
+    """Have what carries messages listen on the loopback interface, whatever the environment says."""
+    for name in {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex()):
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
 
 
 def meeting_point(count: int, *, opens: bool) -> dist.Store:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,8 +25,8 @@ from sidestep.assemble import assemble
 from sidestep.core.emit import Message
 from sidestep.engines.wire import Edge, LocalWire
 from sidestep.errors import WireError
-from sidestep.launch import SHUTDOWN_SECONDS, free_port, threads_each
-from sidestep.ranks import meeting_point
+from sidestep.launch import SHUTDOWN_SECONDS, free_port, take_place, threads_each
+from sidestep.ranks import joined, meeting_point
 from sidestep.stopping import PATIENCE, Stopping
 from sidestep.train import Trainer
 from sidestep.watch import EXIT_CODE, LAUNCHER, SILENCE, START, Watch
@@ -324,6 +326,14 @@ def test_a_second_signal_ends_a_process_unless_it_is_the_first_one_by_another_wa
         alone.ask(signal.SIGINT, None)
 
 
+@pytest.fixture
+def another_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a cluster's environment names."""
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", names[-1] if names else "none")
+
+
+@pytest.mark.usefixtures("another_interface")
 def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(
     tmp_path: Path, started: list[Launched]
 ) -> None:
@@ -336,6 +346,30 @@ def test_they_listen_to_this_machine_only_and_none_outlives_its_launcher(
     assert listening and all(address.ip == "127.0.0.1" for address in listening)
     launched.process.kill()
     assert gone(workers, 2)
+
+
+def meet(rank: int, port: int) -> None:
+    """Meet another one, and look where this process listens."""
+    take_place(rank, 2, port)
+    with joined():
+        listening = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
+        assert listening and set(listening) == {"127.0.0.1"}
+
+
+def pair(work: Callable[..., None], *args: object) -> list[int | None]:
+    """The exit codes of two processes that do it, each with its rank and the port to meet at."""
+    port, context = free_port(), mp.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, port, *args)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.usefixtures("another_interface")
+def test_they_listen_to_this_machine_only_without_a_launcher_too() -> None:
+    assert pair(meet) == [0, 0]
 
 
 def test_a_rank_ends_though_nobody_reads_what_it_has_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
