@@ -178,7 +178,8 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
     if devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = meeting_point(count, opens=ours and rank == 0)
+    keeper = ours and rank == 0
+    store = meeting_point(count, opens=keeper)
     direct = devices >= here  # NCCL refuses two processes on one device
     backend = "cpu:gloo,cuda:nccl" if direct else "gloo"
     watch = Watch(meeting_point(count, opens=False), rank, count)  # before all else that waits for others
@@ -198,6 +199,8 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
         raise
     else:
         ranks.close()
+        if keeper:
+            watch.outlast()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

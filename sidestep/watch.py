@@ -74,6 +74,15 @@ class Watch:
         for thread in self.threads:
             thread.join(2 * BEAT)
 
+    def outlast(self) -> None:
+        """Wait for the others to leave, who need this process's store, while they give signs of life; START at most."""
+        began = now = time.monotonic()
+        while any(now - max(since, began) < SILENCE for _, since in self.heard.values()) and now - began < START:
+            time.sleep(BEAT / 10)
+            for other in list(self.heard):
+                self.listen(other)
+            now = time.monotonic()
+
     def talk(self) -> None:
         beat = 0
         try:

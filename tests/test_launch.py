@@ -372,6 +372,26 @@ def test_they_listen_to_this_machine_only_without_a_launcher_too() -> None:
     assert pair(meet) == [0, 0]
 
 
+def stay(rank: int, port: int) -> None:
+    take_place(rank, 2, port)
+    with joined():
+        time.sleep(3 * rank)
+
+
+def test_the_first_one_keeps_the_store_until_the_others_have_left() -> None:
+    assert pair(stay) == [0, 0]
+
+
+def test_nobody_waits_for_one_that_is_gone_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestep.watch.BEAT", 0.1)
+    monkeypatch.setattr("sidestep.watch.SILENCE", 1.0)
+    watch = Watch(HashStore(), 0, 2)
+    watch.stop()
+    began = time.monotonic()
+    watch.outlast()
+    assert time.monotonic() - began < 2
+
+
 def test_a_rank_ends_though_nobody_reads_what_it_has_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks in one store the other one never comes; stderr is a pipe whose reader has gone."""
     read, write = os.pipe()
