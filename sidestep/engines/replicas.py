@@ -60,10 +60,9 @@ class GradientSum:
     """
 
     def __init__(self, part: str, module: nn.Module, replicas: Replicas) -> None:
-        self.part, self.group = part, replicas.group
+        self.part, self.module, self.group = part, module, replicas.group
         learnt = [p for p in module.parameters() if p.requires_grad]
         self.pieces = list(pieces(learnt[::-1]))  # a backward call comes to the last ones first
-        self.states = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
         self.missing: list[set[Tensor]] = []  # of every piece, what the last backward call has not come to yet
         self.flights: list[_Flight] = []
         for parameter in learnt:
@@ -78,9 +77,9 @@ class GradientSum:
         """That call is over: send what it has not come to, and the rest of the part's state."""
         while self.missing:
             self._send_next()
-        for dtype in dict.fromkeys(state.dtype for state in self.states):
-            states = [state for state in self.states if state.dtype == dtype]
-            flat = torch.cat([state.flatten() for state in states])
+        # Asked for now, as a module may have assigned others.  Wide numbers first: all then begin where they may.
+        if states := sorted(self.module.buffers(), key=lambda state: -state.itemsize):
+            flat = torch.cat([state.flatten().view(torch.uint8) for state in states])
             self.flights.append(_Flight(flat, states, self.group.broadcast(flat, 0)))
 
     def wait(self) -> None:
@@ -90,10 +89,10 @@ class GradientSum:
                 flight.work.wait()
             except RuntimeError as error:
                 raise WireError(f"{self.part}: a replica is gone ({cause(error)}).") from error
-            sizes = [target.numel() for target in flight.targets]
+            sizes = [target.nbytes // flight.flat.itemsize for target in flight.targets]
             *sums, holders = flight.flat.split([*sizes, flight.flat.numel() - sum(sizes)])
             for target, found in zip(flight.targets, sums, strict=True):
-                target.copy_(found.view(target.shape))
+                target.copy_(found.view(target.dtype).view(target.shape))
             for n, parameter in flight.missing.items():
                 if holders[n]:
                     parameter.grad = flight.targets[n]
@@ -124,7 +123,7 @@ class GradientSum:
 class _Flight(NamedTuple):
     """What is being added up, or told, and the tensors it is to reach."""
 
-    flat: Tensor  # all of them; of gradients then how many replicas have each
+    flat: Tensor  # all of them, or their bytes; of gradients then how many replicas have each
     targets: Sequence[Tensor]
     work: Work
     missing: Mapping[int, Tensor] = {}  # the parameters, by their places among the targets, that have no gradient here

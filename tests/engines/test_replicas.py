@@ -94,6 +94,50 @@ def test_a_gradient_that_one_replica_has_is_there_at_all(groups: list[ProcessGro
     torch.testing.assert_close(first["0.weight"], second["0.weight"], rtol=0, atol=0)
 
 
+class Remembering(nn.Module):
+    """A mean that is assigned anew in every forward, a count of samples, and which of the features were above 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.m: Tensor
+        self.seen: Tensor
+        self.above: Tensor
+        self.register_buffer("m", torch.zeros(4))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("above", torch.zeros(4, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.m = 0.9 * self.m + 0.1 * x.mean(0)
+        self.seen += (x > 0).sum()
+        self.above = x[0] > 0
+        return self.linear(x)
+
+
+def test_state_that_is_assigned_or_is_no_float_is_the_first_ones_too(groups: list[ProcessGroup]) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(2, 3, 8, 4)
+    found = [Remembering(), Remembering()]
+
+    def learn(replicas: Replicas) -> None:
+        net = found[replicas.rank]
+        total = GradientSum("blocks.0", net, replicas)
+        for part in x[replicas.rank]:
+            total.begin()
+            net(part).sum().backward()
+            total.end()
+            total.wait()
+
+    at_each(groups, learn)
+    alone, other = Remembering(), Remembering()
+    for net, parts in zip((alone, other), x, strict=True):
+        for part in parts:
+            net(part)
+    for name, state in alone.named_buffers():
+        assert not torch.equal(other.get_buffer(name), state)
+        assert all(torch.equal(net.get_buffer(name), state) for net in found), name
+
+
 def test_a_piece_goes_as_soon_as_the_last_backward_call_has_filled_it(groups: list[ProcessGroup]) -> None:
     """Of two calls the second is said to be the last.  How many are on their way is asked between the layers."""
     nets, seen = [network(), network()], ([0], [0])
