@@ -37,8 +37,8 @@ class DistWire:
     places in the group.  lanes: ways for what lies on the device, by the ranks they leave and reach; what has none goes
     through the CPU's memory.
 
-    Raises WireError for a message that is damaged, is not the one that is due, has another shape or dtype than in the
-    step before, or does not come as its sender has ended.
+    Raises WireError for a message that is damaged, is not the one that is due, has not a row for every sample, has
+    another shape, dtype or memory format than in the step before, or does not come as its sender has ended.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DistWire:
         self.rank_of = {n: rank for rank, own in enumerate(shares) for n in own}
         self.senders: dict[int, _Sender] = {}
         self.receivers: dict[int, _Receiver] = {}
-        self.layouts: dict[tuple[str, int, int], list[tuple[torch.dtype, torch.Size]]] = {}
+        self.layouts: dict[tuple[str, int, int], str] = {}
 
     def send(self, edge: Edge, message: Message) -> None:
         self._sender(edge).send(edge, message)
@@ -66,11 +66,13 @@ class DistWire:
             lane = self.lanes.get((peer, self.rank_of[edge.target]))
             self.receivers[peer] = _Receiver(self.group, peer, self.called[peer], self.run, self.device, lane)
         message = self.receivers[peer].receive(edge)
+        layout = ", ".join(map(_words, message)) or "nothing"
+        if edge.rows and message and message[0].shape[:1] != (edge.rows,):
+            raise WireError(f"{edge}: got {layout}, expected a row for every sample.")
         if edge.when.training:
-            layout = [(m.dtype, m.shape) for m in message]
             before = self.layouts.setdefault((edge.what, edge.source, edge.target), layout)
             if layout != before:
-                raise WireError(f"{edge}: got {_words(layout)}, expected {_words(before)} as before.")
+                raise WireError(f"{edge}: got {layout}, expected {before} as before.")
         return message
 
     def close(self, reason: str = "the run is over", patience: float | None = None) -> None:
@@ -178,5 +180,10 @@ class _Receiver(threading.Thread):
         return opened.edge, opened.message(self.device, self.lane.receive(opened.cargo))
 
 
-def _words(layout: list[tuple[torch.dtype, torch.Size]]) -> str:
-    return ", ".join(f"{str(dtype).removeprefix('torch.')} {tuple(shape)}" for dtype, shape in layout) or "nothing"
+def _words(m: Tensor) -> str:
+    """Its dtype, shape and memory format; tensors of other layouts have other words."""
+    words = f"{str(m.dtype).removeprefix('torch.')} {tuple(m.shape)}"
+    if m.is_contiguous():
+        return words
+    # The stride of a single row says nothing of the format, and may be anything.
+    return f"{words} with strides {tuple(step if n > 1 else 0 for n, step in zip(m.shape, m.stride(), strict=True))}"

@@ -72,7 +72,7 @@ class Messages:
             return self.method.source(batch, shared, self.context.task)
         if p.order == "down" and n == self.relay.last:
             return self.method.sink(batch, shared, self.context.task)
-        return (yield from self.relay.before(p.order, what, when, n, carry))
+        return (yield from self.relay.before(p.order, what, when, len(batch.x), n, carry))
 
 
 def packed(totals: Sequence[Tensor | None], like: Message) -> Message:

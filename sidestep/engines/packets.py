@@ -53,7 +53,7 @@ def pack(run: bytes, edge: Edge, message: Message, apart: torch.device | None = 
     apart: tensors that lie there are a third part, the cargo, which stays there.
     """
     layouts = [_layout(m, apart) for m in message]
-    description = json.dumps([edge.what, *edge.when, edge.source, edge.target, layouts]).encode()
+    description = json.dumps([*edge, layouts]).encode()
     offsets, size, cargo = _offsets(len(description), layouts)
     body = torch.empty(size, dtype=torch.uint8)
     body[: len(description)] = _tensor(description)
@@ -113,10 +113,10 @@ def unpack(announced: Announced, body: Tensor) -> Opened:
     if len(body) != announced.body or zlib.crc32(body.numpy().data) != announced.checksum:
         raise WireError("got a damaged body, expected one that agrees with its head")
     described: Any = json.loads(body[: announced.description].numpy().tobytes())
-    what, training, step, micro, source, target, layouts = described
+    what, when, *rest, layouts = described
     offsets, size, cargo = _offsets(announced.description, layouts)
     assert size == announced.body, "both ends run the same code"
-    return Opened(Edge(what, When(training, step, micro), source, target), layouts, body, offsets, cargo)
+    return Opened(Edge(what, When(*when), *rest), layouts, body, offsets, cargo)
 
 
 def check_cargo(cargo: Tensor) -> None:

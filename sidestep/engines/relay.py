@@ -40,15 +40,17 @@ class Relay:
         assert self.wire is not None, "all blocks are here"
         return self.wire
 
-    def before(self, order: Order, what: str, when: When, block: int, here: Message) -> Work[Message]:
+    def before(self, order: Order, what: str, when: When, samples: int, block: int, here: Message) -> Work[Message]:
         """What the block before this one in a pass has sent; `here` if that block is one of our own."""
         source = block - 1 if order == "up" else block + 1
-        return here if source in self.own else (yield Edge(what, when, source, block))
+        return here if source in self.own else (yield _edge(order, what, when, samples, source, block))
 
-    def after(self, order: Order, what: str, when: When, block: int) -> Edge | None:
+    def after(self, order: Order, what: str, when: When, samples: int, block: int) -> Edge | None:
         """The way to the block after this one in a pass, if that is elsewhere."""
         target = {"up": block + 1, "down": block - 1, "each": block}[order]
-        return None if target in self.own or not 0 <= target <= self.last else Edge(what, when, block, target)
+        if target in self.own or not 0 <= target <= self.last:
+            return None
+        return _edge(order, what, when, samples, block, target)
 
     def fold_up(self, what: str, when: When, add: Callable[[Message | None], Message]) -> Work[Message]:
         """What the engines before have made of it, None at the first, with this one's part added; handed on."""
@@ -87,3 +89,8 @@ class Relay:
             names = torch.frombuffer(bytearray(json.dumps(list(found)).encode()), dtype=torch.uint8)
             self.send(Edge(what, when, first, first - 1), (names, *found.values()))
         return found
+
+
+def _edge(order: Order, what: str, when: When, samples: int, source: int, target: int) -> Edge:
+    # What goes up comes of samples; what goes down may be of classes.
+    return Edge(what, when, source, target, samples if order == "up" else 0)

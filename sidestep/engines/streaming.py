@@ -282,7 +282,7 @@ class Streaming:
                 carry = self._run_stack(self.parts.stacks[n], p, cell, message, sweep)
                 continue
             emit = run_cell(p, cell, message, self.context)
-            away = self.relay.after(p.order, what, when, n)
+            away = self.relay.after(p.order, what, when, len(batch.x), n)
             if away and not emit.send_grad:
                 self.relay.send(away, emit.send)  # before the backward call, which others need not wait for
             if emit.loss is not None:
@@ -392,7 +392,7 @@ class Streaming:
             message = yield from self.messages.to_cell(p, what, n, carry, shared, batch, when)
             with torch.no_grad():  # not around what waits: another engine may have its turn meanwhile
                 emit = run_cell(p, cell, message, self.context)
-            if away := self.relay.after(p.order, what, when, n):
+            if away := self.relay.after(p.order, what, when, len(batch.x), n):
                 self.relay.send(away, emit.send)
             see(cell.block, message, emit)
             if p.order != "each":

@@ -22,15 +22,20 @@ class When(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """The way of one message: what it is, when, and the blocks it leaves and reaches."""
+    """The way of one message: what it is, when, the blocks it leaves and reaches, and of how many samples it is.
+
+    rows: of the first tensor, one a sample, which both ends know; 0 where a message need not be of samples.
+    """
 
     what: str
     when: When
     source: int
     target: int
+    rows: int = 0
 
     def __str__(self) -> str:
-        return f"{self.what} from block {self.source} to {self.target}, {self.when}"
+        samples = f", {self.rows} samples" if self.rows else ""
+        return f"{self.what} from block {self.source} to {self.target}, {self.when}{samples}"
 
 
 class Wire(Protocol):

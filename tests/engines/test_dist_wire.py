@@ -94,6 +94,38 @@ def test_another_shape_or_dtype_than_before_is_refused(
         receiver.receive(edge(1))
 
 
+def test_another_memory_format_than_before_is_refused(ends: tuple[DistWire, DistWire]) -> None:
+    """But not where a dimension of one leaves the format open."""
+    sender, receiver = ends
+    image, single = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
+    sender.send(edge(0), (image, single))
+    sender.send(edge(1), (image.clone(), single.as_strided(single.shape, (16, 1, 4, 1))))
+    sender.send(edge(2), (image.to(memory_format=torch.channels_last), single))
+    for step in range(2):
+        receiver.receive(edge(step))
+    words = r"got float32 \(2, 3, 4, 4\) with strides \(48, 1, 12, 3\), float32 \(2, 1, 4, 4\), expected float32 "
+    with pytest.raises(WireError, match=rf"block 1 to 2, step 2, .*: {words}\(2, 3, 4, 4\), float32 .* as before"):
+        receiver.receive(edge(2))
+
+
+def test_the_first_message_has_a_row_for_every_sample_that_its_edge_has(ends: tuple[DistWire, DistWire]) -> None:
+    """Whatever else is in it, or nothing at all; and both ends have the same samples."""
+    sender, receiver = ends
+    edges = [edge(0, str(k))._replace(rows=4) for k in range(4)]
+    messages = (torch.zeros(4, 2), torch.zeros(())), (), (torch.zeros(7, dtype=torch.int8),)
+    for each, message in zip(edges, messages, strict=False):
+        sender.send(each, message)
+    sender.send(edges[3]._replace(rows=3), (torch.zeros(3, 2),))
+    for each in edges[:2]:
+        receiver.receive(each)
+    with pytest.raises(
+        WireError, match=r"micro-batch 0, 4 samples: got int8 \(7,\), expected a row for every sample\."
+    ):
+        receiver.receive(edges[2])
+    with pytest.raises(WireError, match=r"got .* micro-batch 0, 3 samples, expected .* micro-batch 0, 4 samples\."):
+        receiver.receive(edges[3])
+
+
 def raw(group: ProcessGroup, *pieces: Tensor) -> None:
     with suppress(RuntimeError):  # once the other end has refused it
         for piece in pieces:

@@ -14,7 +14,7 @@ from sidestep.errors import WireError
 
 RUN = bytes(range(16))
 CPU = torch.device("cpu")
-EDGE = Edge("0 match", When(True, 7, 1), 2, 3)
+EDGE = Edge("0 match", When(True, 7, 1), 2, 3, 32)
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
 
 

@@ -127,6 +127,24 @@ def test_a_message_leaves_before_its_sender_differentiates() -> None:
     assert order == ["send 1", "gradient 1"]
 
 
+def test_what_goes_up_names_its_samples() -> None:
+    """Of 16, in two micro-batches.  Gradients that come down name none; at inference a batch is whole."""
+    rows: set[tuple[str, int, int]] = set()
+
+    class Watched(LocalWire):
+        def send(self, edge: Edge, message: Message) -> None:
+            rows.add((edge.what, edge.target - edge.source, edge.rows))
+            super().send(edge, message)
+
+    wire = Watched()
+    engines = [engine_for(Backprop(), own=own, wire=wire, accumulate=2) for own in SHARES[0]]
+    x, y = some_batch()
+    assert len(x) == 16
+    in_turn([engine.stepping((x, y)) for engine in engines], wire)
+    in_turn([engine.predicting(x) for engine in engines], wire)
+    assert rows == {("0 forward", 1, 8), ("1 backward", -1, 0), ("0 read", 1, 16)}
+
+
 def test_a_message_is_a_copy_with_its_dtype_and_memory_format() -> None:
     wire, edge = LocalWire(), Edge("0 match", When(True, 3), 1, 2)
     h = torch.randn(2, 3, 4, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
