@@ -14,7 +14,7 @@ from sidestep.report.tables import Column
 from sidestep.studies import against
 from sidestep.studies.rows import HOWEVER_READ, by_label, chosen, mean, names, pick, points, reads, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Part, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 SID = "SID"
 ARMS = {
@@ -86,7 +86,7 @@ STUDY = Study(
             {"data": {"MNIST": "--data mnist", "Fashion-MNIST": "--data fashion-mnist"}},
             seeds={"cpu": 5, "gpu": 5},
             # The first three left SID and most of its controls at the edge, on Fashion-MNIST by half a point and more.
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.002", "0.004", "0.008", "0.016")},
+            candidates=rates("0.002", "0.004", "0.008", "0.016"),
             smoke="--batch-size 64",
         ),
         Grid(
@@ -97,7 +97,7 @@ STUDY = Study(
             "--model simplecnn_bn --blocks 5 --epochs 30",
             {"data": {"CIFAR-10": "--data cifar10-jpeg-q95"}},
             seeds={"gpu": 3},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.05", "0.1", "0.2")},
+            candidates=rates("0.05", "0.1", "0.2"),
             smoke="--batch-size 64",
         ),
     ],

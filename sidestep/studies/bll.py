@@ -14,7 +14,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import Column, Table, fixed, shown
 from sidestep.studies import against
 from sidestep.studies.rows import ACCURACIES, ACCURACY, by_label, chosen, mean, minus, nats, sizes, spread, table
-from sidestep.studies.study import Grid, Part, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 BERNOULLI, GAUSSIAN, LIFTED = "BLL, Bernoulli", "BLL, Gaussian", "BLL, Gaussian, lifted"
 SIGMOID, RELU, LEARNED = "sigmoid", "ReLU", "ReLU, learned read-outs"
@@ -127,9 +127,8 @@ NETWORK = "--model mlp --set model.depth=4 --set model.width=512 --blocks 4 --ep
 SMOKE = "--set model.width=32"
 FASHION = {"Fashion-MNIST": "--data fashion-mnist"}
 BOTH = {**FASHION, "MNIST": "--data mnist"}
-RATES = ("0.0005", "0.001", "0.002", "0.003", "0.004", "0.008")
 FEWER = ("0.001", "0.002", "0.004")
-ONLY_RATES = {f"rate {lr}": f"--lr {lr}" for lr in RATES}
+ONLY_RATES = rates("0.0005", "0.001", "0.002", "0.003", "0.004", "0.008")
 LIKELIHOODS = {f"rate {lr}, {at}": f"--lr {lr} --likelihood {at}" for lr in FEWER for at in ("sample", "plug-in")}
 SMOOTHINGS = {f"rate {lr}, smoothing {s}": f"--lr {lr} --label-smoothing {s}" for lr in FEWER for s in ("0.05", "0.1")}
 """Six trials for everybody, as long as the runs: the rate, or fewer rates by a field of the arm's own."""

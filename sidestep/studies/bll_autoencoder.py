@@ -18,7 +18,7 @@ from sidestep.report.tables import PERCENT, Column, Table, fixed
 from sidestep.studies import against
 from sidestep.studies.rows import Measure, by_label, chosen, mean, minus, nats, sizes, table
 from sidestep.studies.statistics import Difference, paired
-from sidestep.studies.study import Grid, Part, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 BLL, BACKPROP = "BLL", "backprop"
 DECODER = "--head-width 32"  # as wide as the network's own last layers; of 128 the decoders cost four times the network
@@ -118,7 +118,7 @@ STUDY = Study(
             ARMS,
             "--data fashion-mnist --target inputs --model autoencoder --blocks 4 --epochs 5 --augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.0003", "0.001", "0.003")},
+            candidates=rates("0.0003", "0.001", "0.003"),
             smoke="--set model.width=8",
         )
     ],

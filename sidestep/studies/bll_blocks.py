@@ -14,7 +14,7 @@ from sidestep.report.tables import PERCENT, Column, Table, shown
 from sidestep.studies import against
 from sidestep.studies.depths import accuracies, by_depth, lessened, over_depth
 from sidestep.studies.rows import by_label, minus, names, pick, spread
-from sidestep.studies.study import Grid, Part, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LOCAL = {
@@ -83,7 +83,7 @@ def cut(rows: Sequence[Row]) -> list[Part]:
 
 NETWORK = "--data fashion-mnist --model resmlp --set model.width=128 --batch-size 256 --epochs 5 --augment none"
 UNITS = {"units": {str(n): f"--set model.depth={n} --blocks {n}" for n in DEPTHS}}
-CANDIDATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.0003", "0.001", "0.003")}
+CANDIDATES = rates("0.0003", "0.001", "0.003")
 SMOKE = "--set model.width=16"
 
 STUDY = Study(

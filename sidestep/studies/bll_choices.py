@@ -14,7 +14,7 @@ from sidestep.report.study import Section
 from sidestep.report.tables import fixed
 from sidestep.studies import against
 from sidestep.studies.rows import ACCURACY, NLL, Measure, chosen, pick, table
-from sidestep.studies.study import Grid, Part, Row, Study
+from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 BASELINE = "baseline"
 
@@ -143,7 +143,7 @@ STUDY = Study(
             "--data fashion-mnist --model mlp --set model.depth=4 --set model.width=512 --blocks 4 --epochs 5 "
             "--augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates={f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.002", "0.004")},
+            candidates=rates("0.001", "0.002", "0.004"),
             smoke="--set model.width=32",
         )
     ],

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from sidestep.report.study import Section
 from sidestep.report.tables import PERCENT, Column, Table, fixed
 from sidestep.studies.rows import ACCURACY, by_label, mean, names, pick, sizes, table
-from sidestep.studies.study import Grid, Machine, Part, Row, Study
+from sidestep.studies.study import Grid, Machine, Part, Row, Study, rates
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LOCAL = {BLL: "train bll --family gaussian --read-out linear", GREEDY: "train local_ce --last head"}
@@ -101,7 +101,7 @@ DEEPER = f"--set model.depth={LAYERS} --set model.width=64"
 NETWORK = f"--model encoder {DEEPER} --batch-size 128 --epochs 5"
 # Equal steps: no epoch is chosen.
 GPT = f"--model gpt {DEEPER} --data tinyshakespeare --context 64 --batch-size 64 --epochs 5 --select last"
-RATES = {f"rate {lr}": f"--lr {lr}" for lr in ("0.001", "0.003")}
+RATES = rates("0.001", "0.003")
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 
 SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}

@@ -94,6 +94,11 @@ class Grid:
                 yield trials, {"arm": arm, **varied}, f"{own} {self.common} {varying}"
 
 
+def rates(*values: str) -> dict[str, str]:
+    """Candidates that differ in their learning rate."""
+    return {f"rate {lr}": f"--lr {lr}" for lr in values}
+
+
 Trials = Mapping[str, tuple[Piece, str]]
 """Candidate -> the piece that tries it, and its words."""
 
