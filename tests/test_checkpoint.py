@@ -26,7 +26,7 @@ from torch import Tensor
 from sidestep.checkpoint import MANIFEST, Manifest, Unsound, check, complete, latest, load, read_manifest, save
 from sidestep.errors import DataError, UsageError
 from sidestep.files import append_jsonl, read_jsonl, strict_json, truncate_jsonl, write_json, write_text_atomic
-from sidestep.run import rewind
+from sidestep.resuming import rewind
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
