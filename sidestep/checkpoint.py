@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.errors import DataError, UsageError
@@ -95,9 +96,7 @@ def save(
         try:
             files: dict[str, str] = {}
             for name, tensors in _by_file(state).items():
-                data = safetensors.torch.save({key: _plain(tensor) for key, tensor in tensors.items()})
-                files[name] = hashlib.sha256(data).hexdigest()
-                write_synced(aside / name, data)
+                files[name] = _write(aside / name, tensors)
             manifest = {
                 "format": FORMAT,
                 "step": step,
@@ -133,9 +132,41 @@ def _by_file(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A copy of its own in C order, because safetensors refuses shared memory and every other layout."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def _write(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write the very bytes of `safetensors.torch.save`, synced, and return their SHA-256.
+
+    Straight from the tensors' memory, and without Python's lock, which the library would hold for seconds: another
+    thread gives this process's signs of life.
+    """
+    digest = hashlib.sha256()
+    with file.open("wb") as out:
+        for piece in _pieces(tensors):
+            out.write(piece)
+            digest.update(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A file in safetensors' format: the header's length, the header, and each tensor's bytes."""
+    # The library spells dtypes and shapes and chooses the order, of tensors that hold nothing.
+    hollow = {key: torch.empty(0, *tensor.shape, dtype=tensor.dtype) for key, tensor in tensors.items()}
+    entries: dict[str, Any] = json.loads(safetensors.torch.save(hollow)[8:])
+    end = 0
+    for key, entry in entries.items():
+        start, end = end, end + tensors[key].nbytes
+        entry |= {"shape": entry["shape"][1:], "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # so that all values lie aligned
+    yield len(header).to_bytes(8, "little") + header
+    for key in entries:
+        yield _bytes(tensors[key])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Its values in C order; of a tensor on the CPU in that order already, its own memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def as_read(body: Mapping[str, object]) -> dict[str, object]:
@@ -167,15 +198,31 @@ def load(path: Path) -> tuple[dict[str, Tensor], Manifest]:
     manifest = read_manifest(path)
     state: dict[str, Tensor] = {}
     for name, expected in manifest.files.items():
-        # Read once: the bytes that were hashed are the bytes that are used.
-        data = (path / name).read_bytes()
-        if (got := hashlib.sha256(data).hexdigest()) != expected:
-            raise Unsound(f"{path / name} is damaged: got SHA-256 {got[:12]}..., expected {expected[:12]}...")
         try:
-            state.update(safetensors.torch.load(data))
+            tensors, got = _read(path / name)
         except SafetensorError as error:
-            raise Unsound(f"{path / name} is no safetensors file ({error})") from error
+            raise Unsound(f"{path / name} is damaged ({error}), expected every byte as it was written") from error
+        if got != expected:
+            raise Unsound(f"{path / name} is damaged: got SHA-256 {got[:12]}..., expected {expected[:12]}...")
+        state |= tensors
     return state, manifest
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], str]:
+    """What a file in safetensors' format holds, and its SHA-256, without Python's lock as in `_write`.
+
+    Raises SafetensorError for a header that is none, or not this file's.
+    """
+    with safe_open(file, "pt") as mapped:  # the library checks the header; no value is read through the map
+        tensors = {key: torch.empty_like(mapped.get_tensor(key)) for key in mapped.offset_keys()}
+    # Read once: the bytes that are hashed are the bytes that are used.
+    with file.open("rb") as source:
+        size = source.read(8)
+        digest = hashlib.sha256(size + source.read(int.from_bytes(size, "little")))
+        for tensor in tensors.values():
+            source.readinto(_bytes(tensor))
+            digest.update(_bytes(tensor))
+    return tensors, digest.hexdigest()
 
 
 def complete(folder: Path, prefix: str = "step") -> Iterator[tuple[Path, Manifest]]:

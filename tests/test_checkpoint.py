@@ -12,6 +12,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkServerContext
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -132,6 +134,31 @@ def test_each_part_has_a_file_that_json_and_plain_bytes_can_read(tmp_path: Path)
     assert seen == set(state)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_file_is_byte_for_byte_what_the_safetensors_library_writes(
+    tmp_path: Path, memory_format: torch.memory_format
+) -> None:
+    """Which orders tensors by dtype, and reads its own files back into equal tensors."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, 3, 4, 40), dtype=torch.uint8, generator=generator)
+    state = {
+        f"blocks.0/{dtype} β {kind}": tensor
+        for dtype in DTYPES
+        for image in [(noise % 2).bool() if dtype == torch.bool else noise.view(dtype)]
+        for kind, tensor in {
+            "image": image.to(memory_format=memory_format),
+            "transposed": image.transpose(0, 3),
+            "0-dim": image[0, 0, 0, 0],
+            "empty": image[:, :0],
+        }.items()
+    }
+    file = write(tmp_path, state) / "blocks.0.safetensors"
+    assert file.read_bytes() == safetensors.torch.save(
+        {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+    )
+    assert_same(safetensors.torch.load_file(file), state)
+
+
 def test_neither_writing_nor_reading_touches_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("pickle was used")
@@ -144,6 +171,32 @@ def test_neither_writing_nor_reading_touches_pickle(tmp_path: Path, monkeypatch:
             monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(np, "load", refuse)
     assert_same(load(write(tmp_path, state_of(1)))[0], state_of(1))
+
+
+@pytest.mark.faults
+def test_other_threads_go_on_while_a_large_part_is_saved_and_loaded(
+    tmp_path: Path, figure: Callable[[str, float], None]
+) -> None:
+    """One of them gives the rank's sign of life, every half second."""
+    state = {"blocks.0/weight": torch.ones(10**8)}
+    path = tmp_path / "step-1"
+    for what, work in (("saved", lambda: write(tmp_path, state)), ("loaded", lambda: load(path))):
+        over, gap = threading.Event(), 0.0
+
+        def tick(over: threading.Event = over) -> None:
+            nonlocal gap
+            while not over.is_set():
+                last = time.monotonic()
+                over.wait(0.01)
+                gap = max(gap, time.monotonic() - last)
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        work()
+        over.set()
+        thread.join()
+        figure(f"longest pause of another thread while 400 MB are {what}, s", gap)
+        assert gap < 0.25
 
 
 # ----------------------------------------------------------------------------------------------------- damage and lies

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from random import Random
 
 import pytest
 
-from sidestep import checkpoint, cli, files
+from sidestep import checkpoint, cli
 from tests.test_resume import command, numbers
 from tests.test_train import QUICK, rows, trained, weights, words
 
@@ -34,18 +36,20 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_what_was_whole(
     Compared with a run that had room: parameters, every epoch's metrics, and the summary's numbers.
     """
     out = tmp_path / "run"
-    write, written = files.write_synced, [0]
+    sync, written = os.fsync, 0
 
-    def full(path: Path, data: bytes) -> None:
-        written[0] += 1
-        if written[0] > last:
-            path.write_bytes(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, data)
+    def full(descriptor: int) -> None:
+        nonlocal written
+        if stat.S_ISREG((now := os.fstat(descriptor)).st_mode):
+            written += 1
+            if written > last:
+                os.ftruncate(descriptor, now.st_size // 2)
+                path = os.readlink(f"/proc/self/fd/{descriptor}")
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+        sync(descriptor)
 
     with monkeypatch.context() as patch:
-        for module in (files, checkpoint):
-            patch.setattr(module, "write_synced", full)
+        patch.setattr(os, "fsync", full)
         assert cli.main(["train", "sid", "--out", str(out), *words(SAVING)]) == 1
     *log, error = capsys.readouterr().err.splitlines()
     assert all(line.startswith("sidestep: ") for line in log)
