@@ -131,18 +131,60 @@ def ways(block: MeasuredBlock, ranks: int, batch: int, links: Links) -> dict[str
     }
 
 
-def goodput(ranks: int, life: float, save: float, restart: float) -> float:
+def filling(block: Block, ranks: int, link: Link, step: float) -> float:
+    """Seconds by which a step of the method through an empty chain takes longer than `step`, of a full one."""
+    works = [repeated(list(shifted(block, rank, ranks)), 1) for rank in range(ranks)]
+    return max(mark for (mark,) in simulate(works, lambda a, b: link)) - step
+
+
+def goodputs(
+    ranks: int, seconds: Mapping[str, float | None], filling: float, life: float, save: float, restart: float
+) -> dict[str, float | None]:
+    """The share of time that goes into steps which are kept, by what trains, where machines end.
+
+    seconds: of a step, as `ways` has them.  filling: of the chain.  Where blocks, stages or gradients are waited for,
+    any machine's end makes all go back, and blocks that only go forward have to fill their chain anew, which pipelines
+    do in every step anyway.  DiLoCo loses one replica's round.
+    """
+    found = {way: s and goodput(ranks, life, save, restart, s) for way, s in seconds.items()}
+    step, local = seconds["blocks"], seconds["DiLoCo"]
+    found["blocks"] = step and goodput(ranks, life, save, restart, step, filling)
+    found["DiLoCo"] = local and rounds_kept(life, SYNCHRONISED_EVERY * local, restart)
+    return found
+
+
+def goodput(ranks: int, life: float, save: float, restart: float, least: float = 0.0, filling: float = 0.0) -> float:
     """The share of time that goes into steps which are kept, where any machine's end makes all go back and start anew.
 
     life: mean seconds that a machine lives, its end coming at random, but not in a restart.  save, restart: seconds of
-    each.  A checkpoint is saved as often as is best: work of T seconds and its saving take (M + restart) (e^((T + save)
-    / M) - 1) in the mean, M seconds being between two ends of any machine.
+    each.  least: of work between two checkpoints, a step's.  filling: seconds after a restart until steps end as often
+    as before; a machine may end in them.
+
+    A checkpoint is saved as often as is best: work of T seconds and its saving take (M + restart) (e^((T + save) / M)
+    - 1) e^(filling / M) in the mean, M seconds being between two ends of any machine.  But for filling that is Daly's
+    (Future Generation Computer Systems 22, 2006, after Young, Communications of the ACM 17, 1974), whose machines may
+    end in restarts too.
     """
     mean = life / ranks
     best = 0.0
-    interval = save / 100
+    interval = max(least, save / 100)
     while interval < 20 * mean:
         spent = (mean + restart) * math.expm1((interval + save) / mean)
         best = max(best, interval / spent)
         interval *= 1.05
-    return best
+    return best * math.exp(-filling / mean)
+
+
+def rounds_kept(life: float, length: float, restart: float) -> float:
+    """The share of a replica's rounds that it ends, where one whose machine ends is left out until it is back.
+
+    So does DiLoCo (arXiv:2311.08105), whose replicas may come and go between two means.  That a mean of fewer is worth
+    as much by the replica is assumed, and that somebody saves each.
+
+    length: seconds of a round.  Of rounds begun, s = e^(-length / life) are ended; any other costs itself, as many as a
+    restart takes, and, with a rest of r seconds, one more if the end came in the last r: 1 + (1 - s) whole + s (e^(r /
+    life) - 1) rounds in the mean, in all.
+    """
+    ended = math.exp(-length / life)
+    whole, rest = divmod(restart, length)
+    return ended / (1 + (1 - ended) * whole + ended * math.expm1(rest / life))

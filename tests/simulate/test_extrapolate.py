@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -12,9 +13,12 @@ from sidestep.simulate.extrapolate import (
     added_up,
     chain,
     data_parallel,
+    filling,
     goodput,
+    goodputs,
     local_steps,
     pipeline,
+    rounds_kept,
     shifted,
 )
 from sidestep.simulate.machine import Action, Compute, Link, Mark, Receive, Send, simulate
@@ -100,3 +104,40 @@ def test_the_share_of_time_that_is_kept_is_that_of_chance(ranks: int, life: floa
 
     best = max(played((2 * save * mean) ** 0.5 * factor) for factor in (0.7, 1.0, 1.4))
     assert goodput(ranks, life, save, restart) == pytest.approx(best, abs=0.01)
+
+
+def test_a_chain_is_full_once_a_step_has_come_to_its_end() -> None:
+    """Two seconds of a hop, four hops."""
+    assert filling(BLOCK, 5, Link(latency=1.0, window=4), 3.0) == pytest.approx(4 * 2.0)
+
+
+def test_a_step_that_no_two_ends_leave_time_for_is_never_kept_and_filling_is_at_risk_too() -> None:
+    """Two machines that live 200 s are 100 s without an end: e^-0.5 of all fillings of 50 s come to theirs."""
+    assert goodput(2, 200.0, 1.0, 8.0, least=2500.0) == 0.0
+    assert goodput(2, 200.0, 0.0, 8.0, least=50.0) == pytest.approx(50 / (108 * math.expm1(0.5)))
+    free = goodput(2, 200.0, 1.0, 8.0)
+    assert goodput(2, 200.0, 1.0, 8.0, filling=50.0) == pytest.approx(free * math.exp(-0.5))
+
+
+def test_the_end_of_a_machine_costs_a_replica_its_round_and_those_that_its_restart_takes() -> None:
+    """Of rounds of 10 s every other one is ended.
+
+    With no restart half are kept.  With one of a round each end costs two rounds: a third.  With 5 s it costs two where
+    it comes in the second half: where a half has been lived through with sqrt(1/2), (sqrt(1/2) - 1/2) of all begun do.
+    """
+    life = 10 / math.log(2)
+    assert rounds_kept(life, 10.0, 0.0) == pytest.approx(1 / 2)
+    assert rounds_kept(life, 10.0, 10.0) == pytest.approx((1 / 2) / (1 / 2 + 2 / 2))
+    assert rounds_kept(life, 10.0, 5.0) == pytest.approx((1 / 2) / (1 + math.sqrt(1 / 2) - 1 / 2))
+
+
+def test_what_all_wait_for_makes_all_go_back_and_a_round_of_diloco_is_one_replicas() -> None:
+    seconds = {"blocks": 3.0, "1F1B": 50.0, "data parallel": None, "DiLoCo": 2.0}
+    found = goodputs(16, seconds, 15.0, 3600.0, 1.0, 8.0)
+    assert found == {
+        "blocks": goodput(16, 3600.0, 1.0, 8.0, 3.0, filling=15.0),
+        "1F1B": goodput(16, 3600.0, 1.0, 8.0, 50.0),
+        "data parallel": None,
+        "DiLoCo": rounds_kept(3600.0, 200.0, 8.0),
+    }
+    assert 0 < goodput(16, 3600.0, 1.0, 8.0, 3.0, 15.0) < rounds_kept(3600.0, 200.0, 8.0)
