@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from sidestep.assemble import optimizer_factory
@@ -14,7 +15,7 @@ from sidestep.engines.dist_wire import WINDOW
 from sidestep.engines.lanes import CHUNK
 from sidestep.errors import UsageError
 from sidestep.placement import Placement
-from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, MeasuredBlock, goodput, ways
+from sidestep.simulate.extrapolate import SYNCHRONISED_EVERY, MeasuredBlock, filling, goodput, goodputs, ways
 from sidestep.simulate.links import Links
 from sidestep.simulate.machine import Link, Send
 from sidestep.simulate.stages import stages_alone
@@ -76,14 +77,14 @@ def run(config: TrainConfig, most: int) -> dict[str, Any]:
         raise UsageError(f"got a batch of {batch}, expected a multiple of {MICROS[0]} for micro-batches.")
     stages = {m: stages_alone(parts, make, batches[0], m, autocast)[middle] for m in micros}
     block = MeasuredBlock(trace, middle, stages, sum(p.nbytes for p in parts[middle].parameters()))
-    rows = [
-        {"ranks": ranks, "network": name, "wire": wire}
-        | {way: ms(seconds) for way, seconds in ways(block, ranks, batch, links).items()}
-        for ranks in RANKS
-        if ranks <= most
-        for name, there in NETWORKS.items()
-        for wire, links in ((THERE, there), (AHEAD, ahead(there)))
-    ]
+    rows: list[dict[str, Any]] = []
+    for ranks, name in product((ranks for ranks in RANKS if ranks <= most), NETWORKS):
+        for wire, links in ((THERE, NETWORKS[name]), (AHEAD, ahead(NETWORKS[name]))):
+            seconds = ways(block, ranks, batch, links)
+            filled = filling(block, ranks, links.wire, seconds["blocks"] or 0.0)
+            shares = {life: goodputs(ranks, seconds, filled, LIVES[life], SAVE, RESTART) for life in LIVES}
+            where = {"ranks": ranks, "network": name, "wire": wire}
+            rows.append(where | {way: ms(its) for way, its in seconds.items()} | {"goodput": shares})
     kept = [
         {"ranks": ranks, "life": name, "goodput": goodput(ranks, life, SAVE, RESTART)}
         for ranks in RANKS
@@ -106,7 +107,7 @@ def message(trace: Trace) -> int:
 
 
 def machines_table(found: Mapping[str, Any]) -> str:
-    names = [name for name in found["rows"][0] if name not in ("ranks", "network", "wire")]
+    names = [name for name in found["rows"][0] if name not in ("ranks", "network", "wire", "goodput")]
     lines = [
         f"extrapolated from one block of {found['model']} on {found['data']}, batch {found['batch_size']}, "
         f"{found['precision']}:",
@@ -121,4 +122,14 @@ def machines_table(found: Mapping[str, Any]) -> str:
                 cells = ["" if r[name] is None else f"{r[name]:.0f}" for name in names]
                 cells = [f"{cell:>{max(7, len(name) + 1)}}" for name, cell in zip(names, cells, strict=True)]
                 lines.append(f"{r['ranks']:<9}{r['network']:<17}" + "".join(cells))
+    lines.append("where machines end, rows above in which a rival keeps more steps a second:")
+    for life in LIVES:
+        behind = sum(loses(r, life) for r in found["rows"])
+        lines.append(f"a machine lives {life}: {behind} of {len(found['rows'])}")
     return "\n".join(lines)
+
+
+def loses(row: Mapping[str, Any], life: str) -> bool:
+    """Whether any rival keeps more steps a second than blocks that only go forward."""
+    kept = {way: share / row[way] for way, share in row["goodput"][life].items() if share is not None}
+    return max(kept, key=lambda way: kept[way]) != "blocks"

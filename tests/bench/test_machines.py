@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidestep.bench import machines
-from sidestep.bench.machines import AHEAD, LIVES, NETWORKS, THERE, ahead, machines_table
+from sidestep.bench.machines import AHEAD, LIVES, NETWORKS, THERE, ahead, loses, machines_table
 from sidestep.config import resolve
 from sidestep.errors import UsageError
 from sidestep.simulate.extrapolate import MeasuredBlock, chain
@@ -36,7 +36,22 @@ def test_every_way_has_a_time_on_every_network_and_more_bandwidth_or_less_latenc
     assert [(row["ranks"], row["life"]) for row in found["kept"]] == [
         (ranks, life) for ranks in (8, 64) for life in LIVES
     ]
+    for row in found["rows"]:
+        short, *_, long = (row["goodput"][life] for life in LIVES)
+        for way, share in long.items():
+            assert (share is None) == (row[way] is None)
+            assert share is None or 0 <= short[way] <= share < 1
     assert max(map(len, machines_table(found).splitlines())) <= 80
+
+
+def test_blocks_lose_where_a_rival_keeps_more_steps_a_second() -> None:
+    """Twice as fast as DiLoCo, of which three times as many steps are kept; a way without a sample is no rival."""
+    row: dict[str, Any] = {"blocks": 50.0, "data parallel": None, "DiLoCo": 100.0}
+    row["goodput"] = {
+        "1 h": {"blocks": 0.3, "data parallel": None, "DiLoCo": 0.9},
+        "6 h": {"blocks": 0.5, "data parallel": None, "DiLoCo": 0.9},
+    }
+    assert loses(row, "1 h") and not loses(row, "6 h")
 
 
 def test_a_long_line_is_paid_for_by_every_piece_of_a_message() -> None:
