@@ -131,7 +131,7 @@ def ways(block: MeasuredBlock, ranks: int, batch: int, links: Links) -> dict[str
     }
 
 
-def filling(block: Block, ranks: int, link: Link, step: float) -> float:
+def filling(block: MeasuredBlock, ranks: int, link: Link, step: float) -> float:
     """Seconds by which a step of the method through an empty chain takes longer than `step`, of a full one."""
     works = [repeated(list(shifted(block, rank, ranks)), 1) for rank in range(ranks)]
     return max(mark for (mark,) in simulate(works, lambda a, b: link)) - step

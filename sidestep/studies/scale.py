@@ -12,7 +12,7 @@ from typing import Any
 
 from sidestep.report.figures import Line, lines
 from sidestep.report.study import Section
-from sidestep.report.tables import PERCENT, Column, Table, fixed, significant
+from sidestep.report.tables import PERCENT, Column, Format, Table, fixed, significant
 from sidestep.studies import benches
 from sidestep.studies.benches import TIMES
 from sidestep.studies.rows import by_label, pick
@@ -42,7 +42,7 @@ ERROR = fixed(1, 100)
 
 def parts(rows: Sequence[Row]) -> list[Part]:
     needed = more_epochs(rows)
-    return [*validated(rows), *beyond(rows, needed), *accuracies(rows, needed), *churn(rows)]
+    return [*validated(rows), *beyond(rows, needed), *accuracies(rows, needed), *churn(rows, needed)]
 
 
 # ------------------------------------------------------------------ predicted beside measured
@@ -116,12 +116,12 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
         return []
     entries: list[dict[str, Any]] = found[-1]["rows"]
     tables: list[tuple[str, Table]] = []
-    factors = list(dict.fromkeys([min(needed), max(needed)])) if needed else [1.0]
+    factors = extremes(needed)
     wires = list(dict.fromkeys(e["wire"] for e in entries))
     lost: dict[tuple[str, float], list[str]] = {(wire, factor): [] for wire in wires for factor in factors}
     for wire, ranks in product(wires, dict.fromkeys(e["ranks"] for e in entries)):
         own = [e for e in entries if (e["wire"], e["ranks"]) == (wire, ranks)]
-        columns: list[Column] = [(called, [milliseconds(e[way]) for e in own]) for way, called in CALLED.items()]
+        columns: list[Column] = [(called, [told(e[way]) for e in own]) for way, called in CALLED.items()]
         rivals = [fastest(e) for e in own]
         ratios = [e[way] / e[BLOCKS] for e, way in zip(own, rivals, strict=True)]
         columns.append(("fastest rival ÷ blocks", [TIMES(ratio) for ratio in ratios]))
@@ -171,6 +171,11 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     return [(answer, Section("Many machines: extrapolation", text, tables, figures))]
 
 
+def extremes(needed: Sequence[float]) -> list[float]:
+    """How many times as many steps, at least and at most; as many where nobody knows."""
+    return list(dict.fromkeys([min(needed), max(needed)])) if needed else [1.0]
+
+
 def verdict(counted: str, lost: Sequence[str], of: int) -> str:
     if not lost:
         return f"{counted}, going only forward loses nowhere, by extrapolation."
@@ -180,8 +185,8 @@ def verdict(counted: str, lost: Sequence[str], of: int) -> str:
     )
 
 
-def milliseconds(value: float | None) -> str | None:
-    return "a sample is too few" if value is None else significant(value)
+def told(value: float | None, show: Format = significant) -> str | None:
+    return "a sample is too few" if value is None else show(value)
 
 
 def fastest(entry: Mapping[str, Any]) -> str:
@@ -254,7 +259,8 @@ def accuracies(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     return [(answer, Section("Steps to equal accuracy", text, [("", table)], [figure]))]
 
 
-def churn(rows: Sequence[Row]) -> list[Part]:
+def churn(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
+    """What is left of a step's speed where machines end; `needed` as of `beyond`."""
     found = [row for row in pick(rows) if "kept" in row]
     if not found:
         return []
@@ -265,13 +271,55 @@ def churn(rows: Sequence[Row]) -> list[Part]:
     columns: list[Column] = [(f"a machine lives {life}", [share[n, life] for n in machines]) for life in lives]
     table = Table.of([f"{n:,}" for n in machines], columns, "machines")
     assert table is not None
+    tables = [("", table)]
+    every = [e for e in found[-1]["rows"] if "goodput" in e]
+    counts: list[str] = []
+    for wire, life in product(dict.fromkeys(e["wire"] for e in every), lives):
+        made, lost = by_way([e for e in every if e["wire"] == wire], life, extremes(needed))
+        tables.append((f"a machine lives {life}, wires {wire}: extrapolation", made))
+        counts += [f"{life}, wires {wire}, {TIMES(factor)} times as many steps: on {n}" for factor, n in lost.items()]
     text = (
         "The share of time, in %, that goes into steps which are kept, where the end of any machine makes all go back "
         "to the last checkpoint, saved in 1 s (assumed) as often as is best, and start anew in 8 s: so it is with this "
-        "engine, and with pipelines and data parallelism by torch. Replicas that go on without one of them, as DiLoCo "
-        "allows, lose less."
+        "engine, and with pipelines and data parallelism by torch. The first table counts no more than that. By way to "
+        "train there is work of a step at least between two checkpoints; and blocks have to fill their chain after "
+        "every start, which is what going only forward loses beside pipelines, whose every step has it. DiLoCo goes on "
+        "without a machine that ends: it loses one replica's round, and a mean of fewer is taken to be worth as much "
+        "by the replica. What a start loads from elsewhere is not counted, of any."
     )
-    return [("", Section("Machines that end: extrapolation", text, [("", table)]))]
+    begun = "Where machines end, going only forward loses, by extrapolation, by life: "
+    answer = f"{begun}{'; '.join(counts)}." if counts else ""
+    return [(answer, Section("Machines that end: extrapolation", text, tables))]
+
+
+def by_way(entries: Sequence[Mapping[str, Any]], life: str, factors: Sequence[float]) -> tuple[Table, dict[float, str]]:
+    """What is kept by way to train; and, by how many times as many steps blocks take, on how many they lose."""
+    kept = [kept_an_hour(e, life) for e in entries]
+    rivals = [max((way for way in its if way != BLOCKS), key=lambda way, its=its: its[way]) for its in kept]
+    pairs = [(its[BLOCKS], its[way]) for its, way in zip(kept, rivals, strict=True)]
+    columns: list[Column] = [
+        (f"{called}, %", [told(e["goodput"][life][way], PERCENT) for e in entries]) for way, called in CALLED.items()
+    ]
+    columns.append(("steps kept an hour, blocks", [hourly(own) for own, _ in pairs]))
+    columns.append(("most of a rival", [hourly(most) for _, most in pairs]))
+    columns.append(("which is", [CALLED[way] for way in rivals]))
+    lost: dict[float, str] = {}
+    for factor in factors:
+        ends_as = ["loses" if own < factor * most else "wins" if own else "neither" for own, most in pairs]
+        columns.append((f"only forward, in {TIMES(factor)} times as many steps", ends_as))
+        lost[factor] = f"{ends_as.count('loses')} of {len(ends_as)}"
+    table = Table.of([f"{e['ranks']:,}, {e['network']}" for e in entries], columns, "machines, bandwidth, round trip")
+    assert table is not None
+    return table, lost
+
+
+def hourly(steps: float) -> str:
+    return significant(steps) if steps >= 0.01 else "fewer than 0.01"
+
+
+def kept_an_hour(entry: Mapping[str, Any], life: str) -> dict[str, float]:
+    """Steps, by way to train, of those that have a sample a machine."""
+    return {way: 3.6e6 * share / entry[way] for way, share in entry["goodput"][life].items() if share is not None}
 
 
 CHAIN = "--data mnist --model mlp --set model.depth=8 --precision fp32"

@@ -131,5 +131,23 @@ def test_what_is_kept_where_machines_end_stands_by_how_many_there_are() -> None:
     assert table["machines"] == ["8", "1,024"] and table["a machine lives 1 h"] == ["90.00", "12.50"]
 
 
+def test_where_machines_end_a_rival_wins_that_keeps_more_steps_whoever_is_faster() -> None:
+    """Blocks of 60 ms beside DiLoCo's 200: of 60,000 steps an hour 54,000 are kept, or 6,000; of 18,000, 16,200."""
+    row = far(60.0)
+    for entry in row["rows"]:
+        all_go_back = 0.1 if entry["ranks"] == 1024 else 0.9
+        shares = {way: entry[way] and all_go_back for way in ("blocks", "GPipe", "1F1B", "ZBV", "data parallel")}
+        entry["goodput"] = {"1 h": shares | {"DiLoCo": 0.9}}
+    found = STUDY.page([row])
+    table = columns(found, "Machines that end: extrapolation", "a machine lives 1 h, wires as they are: extrapolation")
+    assert table["local CE in blocks, %"] == ["90.00", "10.00"] and table["DiLoCo, %"] == ["90.00", "90.00"]
+    assert table["data parallel, %"] == ["90.00", "a sample is too few"]
+    assert table["steps kept an hour, blocks"] == ["54,000", "6,000"]
+    assert table["most of a rival"] == ["32,400", "16,200"]
+    assert table["which is"] == ["data parallel", "DiLoCo"]
+    assert table["only forward, in 1.00 times as many steps"] == ["wins", "loses"]
+    assert "by life: 1 h, wires as they are, 1.00 times as many steps: on 1 of 2; 1 h, wires that ask" in found.answer
+
+
 def test_before_anything_has_run_the_page_says_so() -> None:
     assert STUDY.page([]).answer == "Too little has run yet."
