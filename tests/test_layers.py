@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "numpy",
         "matplotlib",
         "jinja2",
-        *(f"sidestep.{name}" for name in ("config", "errors", "files", "folder")),
+        *(f"sidestep.{name}" for name in ("config", "errors", "files", "folder", "layout")),
     },
 }
 
