@@ -26,8 +26,8 @@ from sidestep.files import write_json
 from sidestep.watch import LAUNCHER, NOTES, Notes
 
 Result = dict[str, Any]
-SHUTDOWN_SECONDS = 20
-"""What workers have to save in after a signal, or after another has failed; then they are killed."""
+SHUTDOWN_SECONDS = 10
+"""What workers have to save in after a signal; then they are killed.  After another has failed torch gives them 30."""
 
 
 def launch(line: Sequence[str], ranks: int, max_restarts: int) -> int:

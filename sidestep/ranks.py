@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
@@ -26,6 +27,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, UsageError, WireError, cause
 from sidestep.placement import Placement
 from sidestep.resuming import environment, fingerprint
+from sidestep.stopping import on_signals
 from sidestep.watch import LAUNCHER, NOTES, START, Notes, Watch, die_with_parent
 
 T = TypeVar("T")
@@ -173,6 +175,15 @@ def joined(placement: Placement | None = None, *, trusted_network: bool = False)
         )
     if one_machine:
         listen_locally()
+    # A wait in C++ lets no handler of Python's run; while there is something to save a run listens on its own.
+    with on_signals(signal.SIG_DFL, signal.SIGINT, signal.SIGTERM), _met(rank, here, placement) as ranks:
+        yield ranks
+
+
+@contextmanager
+def _met(rank: int, here: int, placement: Placement) -> Generator[Ranks]:
+    """This process's place, once all have come.  here: how many of them are on this machine."""
+    count = placement.processes
     die_with_parent()
     devices = torch.cuda.device_count()
     if devices:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, TypeVar, final
 
@@ -38,15 +39,37 @@ class Stopping:
         self.asked = 0.0  # when it did
         self.at_once = False  # whether it need not wait for the end of the step
         self.alone = ranks == 1  # whether nobody is waited for
+        self.here = threading.Event()  # set once `all_are_here` since the signal
 
     @contextmanager
     def listening(self) -> Generator[None]:
-        alarm = on_signals(self.give_up, signal.SIGALRM) if self.ranks > 1 else nullcontext()
-        with on_signals(self.ask, signal.SIGINT, signal.SIGTERM), alarm:
-            try:
-                yield
-            finally:
-                self.all_are_here()
+        with self.timing() if self.ranks > 1 else nullcontext(), on_signals(self.ask, signal.SIGINT, signal.SIGTERM):
+            yield
+
+    @contextmanager
+    def timing(self) -> Generator[None]:
+        """Have a thread hear of signals too: while the main one waits in C++ for others, no handler of Python's runs.
+
+        The system calls one of C's at once, which writes the signal's number to a pipe.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        before = signal.set_wakeup_fd(writing)
+        threading.Thread(target=self.hear, args=(reading,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writing)
+            self.all_are_here()
+
+    def hear(self, reading: int) -> None:
+        with open(reading, "rb", buffering=0) as pipe:
+            while said := pipe.read(1):
+                if said[0] in (signal.SIGINT, signal.SIGTERM) and not self.alone:
+                    self.here.clear()
+                    if not self.here.wait(PATIENCE):
+                        self.give_up(said[0])
 
     def ask(self, number: int, _: FrameType | None) -> None:
         """Stop after this step, or at once where that is told; a second signal ends the process."""
@@ -58,14 +81,12 @@ class Stopping:
         self.number, self.asked = number, now
         if self.at_once:
             raise Stopped(number)
-        if not self.alone:
-            signal.alarm(PATIENCE)
 
-    def give_up(self, number: int, _: FrameType | None) -> None:
+    def give_up(self, number: int) -> None:
         """Stop without saving: other processes, which were to stop at the same step, do not get there."""
-        assert self.number is not None
-        print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr, flush=True)
-        self.end(self.number)
+        with suppress(OSError, ValueError):  # who read it may be gone
+            print("sidestep: other ranks do not answer; stopping at the last checkpoint", file=sys.stderr, flush=True)
+        self.end(number)
 
     def end(self, number: int) -> None:
         """Leave now; of several processes none says goodbye to others, which may not listen."""
@@ -75,8 +96,7 @@ class Stopping:
 
     def all_are_here(self) -> None:
         """The other processes have come to the step at which all stop."""
-        if self.ranks > 1:
-            signal.alarm(0)
+        self.here.set()
 
     def unless_asked(self, work: Callable[[], T]) -> T | None:
         """What the work finds; None if a signal has come, or comes in the middle, which ends it."""
@@ -91,8 +111,8 @@ class Stopping:
 
 
 @contextmanager
-def on_signals(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Generator[None]:
-    """Have these signals call the handler."""
+def on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *numbers: int) -> Generator[None]:
+    """Have these signals call the handler, or be dealt with by the system."""
     try:
         before = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:  # not the main thread, as in some notebooks: signals are not ours to take
