@@ -32,7 +32,7 @@ from sidestep.provenance import commit
 from sidestep.ranks import joined
 from sidestep.resuming import enter, environment, fingerprint, naming_another, open_folder, rewind, selected_at, warn
 from sidestep.run import to_parts, use
-from sidestep.stopping import Stopped, Stopping, on_signals
+from sidestep.stopping import PATIENCE, Stopped, Stopping, on_signals
 from sidestep.summary import of_answers, of_costs, of_training, summary_text
 
 WARMUP_STEPS = 10  # not timed: allocators and kernels' caches fill
@@ -72,10 +72,10 @@ class Trainer:
         with self.progress, self.stopping.listening():
             try:
                 self.take_steps()
-            except (WireError, RuntimeError):  # which torch raises where a replica has left
+            except (WireError, RuntimeError) as error:  # which torch raises where a replica has left
                 if self.first or self.stopping.number is None:
                     raise
-                raise Stopped(self.stopping.number) from None  # the first one had all it needs, and has left
+                raise Stopped(self.stopping.number) from error  # the first one had all it needs, and has left
 
     def take_steps(self) -> None:
         per_epoch, warm = self.assembly.batches.steps_per_epoch, self.engine.steps + WARMUP_STEPS
@@ -350,14 +350,17 @@ def run(
         trainer = Trainer(assembly, ranks.engine(assembly), ranks=ranks.count)
         with trainer.begin(Path(start.checkpoint) if start.checkpoint else None):
             ranks.begun()
-            try:
-                trainer.train()
-            except Stopped as stopped:
-                if trainer.first:
-                    print(f"sidestep: {stopped}; saved, go on with --resume last --out {folder}", file=sys.stderr)
-                if stopped.number == signal.SIGINT:
-                    raise KeyboardInterrupt from None
-                raise SystemExit(128 + stopped.number) from None
+            with trainer.stopping.listening():  # as long as what is saved is on its way
+                try:
+                    trainer.train()
+                except Stopped as stopped:
+                    if trainer.first:
+                        print(f"sidestep: {stopped}; saved, go on with --resume last --out {folder}", file=sys.stderr)
+                    elif stopped.__cause__ is None:  # else the first one waits for nothing
+                        ranks.close("it was stopped", patience=PATIENCE)
+                    if stopped.number == signal.SIGINT:
+                        raise KeyboardInterrupt from None
+                    raise SystemExit(128 + stopped.number) from None
             ranks.close()
             if not trainer.first:
                 raise SystemExit(0)

@@ -295,6 +295,38 @@ def test_a_signal_is_answered_where_a_rank_waits_for_what_does_not_come(
         assert capfd.readouterr().err == "sidestep: other ranks do not answer; stopping at the last checkpoint\n"
 
 
+SLOW_STATE = """
+import time
+from sidestep.engines import dist_wire
+
+read_head = dist_wire.read_head
+
+def slowly(run, head):
+    announced = read_head(run, head)
+    time.sleep(2 if announced.body > 1 << 18 else 0)  # no step's messages are as large
+    return announced
+
+dist_wire.read_head, dist_wire.CHUNK = slowly, 1 << 16
+"""
+
+
+def test_a_rank_that_is_stopped_does_not_leave_before_its_state_has(
+    tmp_path: Path, started: list[Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much of it takes its time."""
+    out = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STATE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    launched = start(
+        started, ranks(2, out, *words(SLOW | {"epochs": "100", "save_every": "100", "model.width": "128"}))
+    )
+    launched.wait_for(out / "checkpoints" / "step-20")
+    time.sleep(0.5)  # else it is the first one that stops, with what it has
+    launched.process.send_signal(signal.SIGTERM)
+    code, _, err = launched.end()
+    assert code == 143 and err == f"sidestep: SIGTERM; saved, go on with --resume last --out {out}"
+
+
 SLOW_JUDGE = """
 import pathlib, sys, time
 import sidestep.train as train
