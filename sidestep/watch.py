@@ -94,7 +94,7 @@ class Watch:
                 self.talked = time.monotonic()
             self.store.set(self.key(self.rank), "left")
         except RuntimeError as error:
-            if not self.closing.is_set():
+            if not self.closing.wait(SILENCE / 2):  # the main thread, where it can, hears of it by the wire
                 self.end(f"rank 0, which keeps the signs of life, is gone ({str(error).partition('. ')[0]})")
 
     def listen(self, other: int) -> None:
