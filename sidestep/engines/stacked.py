@@ -59,7 +59,7 @@ class Stack:
         if kind not in ELEMENTWISE:
             raise ValueError(
                 f"got {kind.__name__}, which moves a tensor as a whole or is not known, expected one of torch.optim's "
-                f"that move each number by itself, such as Adam or SGD; use streaming."
+                "that move each number by itself, such as Adam or SGD; use streaming."
             )
         self.parameters = dict(self.template.named_parameters())
         make_views(self.template, self.blocks)
