@@ -105,9 +105,9 @@ class BLL(Fields):
         with evaluating(*blocks):
             for block in blocks:
                 latents, _, _ = parts(block)
-                raw = latents.raw(block.net(h))
-                latents.family.check(latents.family.around(raw, *latents.learnt))
-                h = latents.features(latents.told(raw))
+                out = block.net(h)
+                latents.family.check(latents(out))
+                h = Passed(latents)(out)
 
     def program(self) -> Program:
         return (Up(self.match),) if self.twin == "linear" else (Down(self.feedback), Up(self.match))

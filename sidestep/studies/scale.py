@@ -121,7 +121,7 @@ def beyond(rows: Sequence[Row], needed: Sequence[float]) -> list[Part]:
     lost: dict[tuple[str, float], list[str]] = {(wire, factor): [] for wire in wires for factor in factors}
     for wire, ranks in product(wires, dict.fromkeys(e["ranks"] for e in entries)):
         own = [e for e in entries if (e["wire"], e["ranks"]) == (wire, ranks)]
-        columns: list[Column] = [(called, [told(e[way]) for e in own]) for way, called in CALLED.items()]
+        columns: list[Column] = [(called, [or_too_few(e[way]) for e in own]) for way, called in CALLED.items()]
         rivals = [fastest(e) for e in own]
         ratios = [e[way] / e[BLOCKS] for e, way in zip(own, rivals, strict=True)]
         columns.append(("fastest rival ÷ blocks", [TIMES(ratio) for ratio in ratios]))
@@ -185,7 +185,7 @@ def verdict(counted: str, lost: Sequence[str], of: int) -> str:
     )
 
 
-def told(value: float | None, show: Format = significant) -> str | None:
+def or_too_few(value: float | None, show: Format = significant) -> str | None:
     return "a sample is too few" if value is None else show(value)
 
 
@@ -298,7 +298,8 @@ def by_way(entries: Sequence[Mapping[str, Any]], life: str, factors: Sequence[fl
     rivals = [max((way for way in its if way != BLOCKS), key=lambda way, its=its: its[way]) for its in kept]
     pairs = [(its[BLOCKS], its[way]) for its, way in zip(kept, rivals, strict=True)]
     columns: list[Column] = [
-        (f"{called}, %", [told(e["goodput"][life][way], PERCENT) for e in entries]) for way, called in CALLED.items()
+        (f"{called}, %", [or_too_few(e["goodput"][life][way], PERCENT) for e in entries])
+        for way, called in CALLED.items()
     ]
     columns.append(("steps kept an hour, blocks", [hourly(own) for own, _ in pairs]))
     columns.append(("most of a rival", [hourly(most) for _, most in pairs]))
