@@ -96,7 +96,7 @@ def save(
         try:
             files: dict[str, str] = {}
             for name, tensors in _by_file(state).items():
-                files[name] = _write(aside / name, tensors)
+                files[name] = write_synced(aside / name, _pieces(tensors))
             manifest = {
                 "format": FORMAT,
                 "step": step,
@@ -105,7 +105,7 @@ def save(
                 "extra": dict(extra),
                 "files": files,
             }
-            write_synced(aside / MANIFEST, _sealed(as_read(manifest)))
+            write_synced(aside / MANIFEST, [_sealed(as_read(manifest))])
             sync_folder(aside)
             if final.exists():
                 os.rename(final, replaced)
@@ -132,24 +132,12 @@ def _by_file(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write the very bytes of `safetensors.torch.save`, synced, and return their SHA-256.
-
-    Straight from the tensors' memory, and without Python's lock, which the library would hold for seconds: another
-    thread gives this process's signs of life.
-    """
-    digest = hashlib.sha256()
-    with file.open("wb") as out:
-        for piece in _pieces(tensors):
-            out.write(piece)
-            digest.update(piece)
-        out.flush()
-        os.fsync(out.fileno())
-    return digest.hexdigest()
-
-
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A file in safetensors' format: the header's length, the header, and each tensor's bytes."""
+    """The very bytes of `safetensors.torch.save`: the header's length, the header, and each tensor's own memory.
+
+    So they are written without Python's lock, which the library would hold for seconds: another thread gives this
+    process's signs of life.
+    """
     # The library spells dtypes and shapes and chooses the order, of tensors that hold nothing.
     hollow = {key: torch.empty(0, *tensor.shape, dtype=tensor.dtype) for key, tensor in tensors.items()}
     entries: dict[str, Any] = json.loads(safetensors.torch.save(hollow)[8:])
@@ -209,7 +197,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], Manifest]:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], str]:
-    """What a file in safetensors' format holds, and its SHA-256, without Python's lock as in `_write`.
+    """What a file in safetensors' format holds, and its SHA-256, without Python's lock as in `_pieces`.
 
     Raises SafetensorError for a header that is none, or not this file's.
     """

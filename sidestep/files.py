@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,16 @@ def only_writer(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write them one behind the other, down to the disk.  Returns the SHA-256 of all."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -51,7 +57,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace a file as a whole: after a crash it is the old one or the new one, of two writers the last one's."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
-        write_synced(aside, data)
+        write_synced(aside, [data])
         os.rename(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
