@@ -96,7 +96,12 @@ CASES = [
         partial(naive.parallel_heads, alphas=[1.0, 0.5, 0.25], direction="code", smoothing=0.0),
     ),
     Case("bll", linear_bll(), True, naive.bll),
-    Case("bll-uncentred", linear_bll(centre="classes"), True, partial(naive.bll, predicted=False)),
+    Case(
+        "bll-bootstrapped",
+        linear_bll(centre="classes", bootstrap=True),
+        True,
+        partial(naive.bll, predicted=False, bootstrap=True),
+    ),
     Case(
         "bll-linear",
         linear_bll(twin="linear", predict="classifier", family="gaussian", likelihood="closed"),

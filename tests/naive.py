@@ -130,6 +130,7 @@ def bll(
     lifted: bool = False,
     classifier: bool = False,
     predicted: bool = True,  # a label's message is less its mean under the block's own prediction
+    bootstrap: bool = False,  # the mean of rho goes up; Bernoulli only
 ) -> Tensor:
     """Kappel et al. 2023, sum_k F_k, on feature maps: natural parameters (B, N, positions), messages (C, N, ...)."""
     t, total = soft(y, smoothing), torch.zeros(())
@@ -159,7 +160,7 @@ def bll(
             p = (alpha.flatten(1) @ b.flatten(1).T).softmax(-1)
             rho = (a + m * (label(b) - torch.einsum("bc,cnp->bnp", p.detach(), b) if predicted else label(b))).sigmoid()
             kl = rho * (rho / alpha).log() + (1 - rho) * ((1 - rho) / (1 - alpha)).log()
-            told = alpha.reshape(maps.shape)
+            told, passed = alpha.reshape(maps.shape), (rho if bootstrap else alpha).reshape(maps.shape)
             miss = -(t * (rho.flatten(1) @ b.flatten(1).T).log_softmax(-1)).sum(-1)
         else:
             mu = found.flatten(2)
@@ -182,9 +183,9 @@ def bll(
                 means = force * centre[:, None]  # b . E[T(z)]
                 price = log_partition.sum((2, 3)).logsumexp(-1, keepdim=True) - means.sum((2, 3))
             miss = (t * price).sum(-1)
-            told = found
+            told = passed = found
         total = total + (w * kl.flatten(1).sum(-1) + miss).mean()
         if classifier and block.is_last:
             total = total + cross_entropy(extras["classifier"](told), y, smoothing)
-        h = told
+        h = passed
     return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -146,7 +146,7 @@ def run_cell(p: Pass, cell: Cell, message: Message, context: Context) -> Emit:
             stack.enter_context(torch.no_grad())
         if p.replays is not None:
             stack.enter_context(frozen_statistics(cell.block))
-        emit = p.fn(cell, *message)
+        emit = p.fn(cell if p.reads else replace(cell, kept={}), *message)
         if emit.loss is not None and not emit.loss.requires_grad and torch.is_grad_enabled():
             _check_teaches(p, cell)
     cell.kept.update(emit.keep)

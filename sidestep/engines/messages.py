@@ -64,7 +64,7 @@ class Messages:
     ) -> Work[Message]:
         """What block n gets in a pass: from outside, or from the block before it.
 
-        what: the pass, told apart from the program's others.  carry: what the cell before has sent, if it was here.
+        what: the pass, told apart from the program's others.  carry: what its cell before has sent, if that was here.
         """
         if p.order == "each":
             return ()

@@ -146,7 +146,7 @@ class Streaming:
                 raise ValueError("stacked blocks are not compiled; give one of --engine stacked and --compile.")
             assert wire is None and replicas is None, "all blocks of a stack are here"
             self.parts.stack(self.program, device)
-        self.cells = [(i, n) for i, n in plan(self.program, count) if n in self.own and n not in self.parts.stacked]
+        self.cells = [cell for cell in plan(self.program, count, self.own) if cell[1] not in self.parts.stacked]
         hub_trained = chain.hub is not None and any(p.requires_grad for p in chain.hub.parameters())
         self.derived = Derived(count, self.program, hub_trained)
         self.steps = 0
@@ -272,14 +272,14 @@ class Streaming:
         encoded = yield from self.messages.from_hub(self.chain.hub, batch, when)
         shared = {n: leaves(encoded, self.derived.hub_trained) for n in self.own}
         cells = {n: Cell(self.chain.blocks[n], batch, self.task, shared[n], {}, key=0) for n in self.own}
-        carry: Message = ()
+        carry: dict[int, Message] = {}  # of every pass what its last cell has sent
         for i, n in self.cells:
             p, cell = self.program[i], cells[n]
             what = f"{i} {p.name}"
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self.messages.to_cell(p, what, n, carry, shared[n], batch, when)
+            message = yield from self.messages.to_cell(p, what, n, carry.pop(i, ()), shared[n], batch, when)
             if n in self.parts.stacks:
-                carry = self._run_stack(self.parts.stacks[n], p, cell, message, sweep)
+                carry[i] = self._run_stack(self.parts.stacks[n], p, cell, message, sweep)
                 continue
             emit = run_cell(p, cell, message, self.context)
             away = self.relay.after(p.order, what, when, len(batch.x), n)
@@ -295,8 +295,7 @@ class Streaming:
             sent = finish_cell(emit, sweep.scale)
             if away and emit.send_grad:
                 self.relay.send(away, sent)
-            if p.order != "each":
-                carry = sent
+            carry[i] = sent
             sweep.metrics.update({f"{n}/{name}": value for name, value in emit.metrics.items()})
             del emit, message
             if i == self.derived.last_pass:
@@ -382,21 +381,18 @@ class Streaming:
         when = When(False, self.answers)
         shared = yield from self.messages.from_hub(chain.hub, batch, when)
         cells = {n: Cell(chain.blocks[n], batch, self.task, shared, {}, key=0) for n in self.own}
-        carry: Message = ()
-        for i, n in plan(program, self.derived.count):
-            if n not in self.own:
-                continue
+        carry: dict[int, Message] = {}
+        for i, n in plan(program, self.derived.count, self.own):
             p, cell = program[i], cells[n]
             what = f"{i} {p.name}"
             cell.key = self.context.cell_key(batch, n, p.random_name)
-            message = yield from self.messages.to_cell(p, what, n, carry, shared, batch, when)
+            message = yield from self.messages.to_cell(p, what, n, carry.pop(i, ()), shared, batch, when)
             with torch.no_grad():  # not around what waits: another engine may have its turn meanwhile
                 emit = run_cell(p, cell, message, self.context)
             if away := self.relay.after(p.order, what, when, len(batch.x), n):
                 self.relay.send(away, emit.send)
             see(cell.block, message, emit)
-            if p.order != "each":
-                carry = emit.send
+            carry[i] = emit.send
 
     @property
     def inference_chain(self) -> Chain:

@@ -95,6 +95,8 @@ def describe(assembly: Assembly) -> dict[str, object]:
         "isolated": derived.isolated,
         "shared": assembly.chain.hub is not None and derived.hub_trained,
         "locks": derived.locks,
+        "cells": len(engine.cells),
+        "cells_in_a_row": derived.in_a_row,
         "depends_on_later": [derived.depends(n) for n in range(config.blocks)],
         "bytes_up": engine.accumulate * sum(found["up"]),
         "bytes_down": engine.accumulate * sum(found["down"]),
@@ -132,6 +134,7 @@ def describe_text(found: dict[str, object]) -> str:
         *(f"  {p}" for p in program),
         "",
         "locks      " + ", ".join(f"{name}: {'yes' if held else 'no'}" for name, held in locks.items()),
+        f"order      {found['cells_in_a_row']} of {found['cells']} cells one after another, however many processes",
         "isolated   " + ("yes" if found["isolated"] else "no"),
         f"traffic    {megabytes('bytes_up')} up, {megabytes('bytes_down')} down, per step over all cuts",
     ]

@@ -48,7 +48,7 @@ from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Batch, Cell, frozen_statistics
 from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
-from sidestep.core.program import Down, Program, Up
+from sidestep.core.program import Down, Each, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.core.units import evaluating
 from sidestep.families.family import Family, cross_entropy_bound, inner
@@ -110,10 +110,14 @@ class BLL(Fields):
                 h = Passed(latents)(out)
 
     def program(self) -> Program:
-        return (Up(self.match),) if self.twin == "linear" else (Down(self.feedback), Up(self.match))
+        if self.twin == "linear":
+            return (Up(self.match),)
+        if self.bootstrap:
+            return (Down(self.feedback), Up(self.match))  # what goes up has met the messages
+        return (Down(self.feedback), Up(self.forward, reads=False), Each(self.match))
 
     def inference(self) -> Program:
-        return (*self.program()[:-1], Up(self.read))
+        return (Up(self.read),) if self.twin == "linear" else (Down(self.feedback), Up(self.read))
 
     def sink(self, batch: Batch, shared: Message, task: Task) -> Message:
         if isinstance(task, Classification):
@@ -130,20 +134,22 @@ class BLL(Fields):
         state = cell.block.extras["twin"](*above)
         return Emit(send=(state,), keep={"state": state})
 
-    def match(self, cell: Cell, h: Tensor) -> Emit:
+    def forward(self, cell: Cell, h: Tensor) -> Emit:
         """h: what is passed on of the latents before."""
-        block, (latents, twin, lift) = cell.block, parts(cell.block)
-        m = self.mixed(cell)  # first: an error must not come after BatchNorm has moved
-        messages, weights = self.said(cell, twin)
-        assert messages is not None
-        if len(messages) == 1 and m > 0 and isinstance(cell.task, Regression):
-            raise ValueError(
-                "got one sample in a micro-batch, expected more: a message about numbers is less the micro-batch's "
-                "mean; give larger batches, or m=0."
-            )
-        raw = latents.raw(block.net(h))
+        self.check_batch(cell)  # an error must not come after BatchNorm has moved
+        latents, _, _ = parts(cell.block)
+        raw = latents.raw(cell.block.net(h))
         told = latents.told(raw)
         passed = latents.features(told)
+        return Emit(send=(passed,), keep={"raw": raw, "told": told, "passed": passed})
+
+    def match(self, cell: Cell, *before: Tensor) -> Emit:
+        """before: what is passed on of the latents before; nothing where `forward` has had it."""
+        block, (latents, twin, lift) = cell.block, parts(cell.block)
+        of_alpha = self.forward(cell, *before).keep if before else cell.kept
+        raw, told, passed = (of_alpha[name] for name in ("raw", "told", "passed"))
+        m, (messages, weights) = self.mixed(cell), self.said(cell, twin)
+        assert messages is not None
         own = self.own(cell, messages, self.predicted(cell, told, weights))
         law, shared = latents.family, [*latents.learnt, *([] if lift else [messages])]
 
@@ -218,6 +224,14 @@ class BLL(Fields):
             told = law.mean_told(by) if self.likelihood == "plug-in" else law.told(law.sample(by, random))
             seen = inner(told, *weights) if weights else told
         return (far, seen, law.mean_told(fixed)) if self.bootstrap else (far, seen)
+
+    def check_batch(self, cell: Cell) -> None:
+        """Raises ValueError for what cannot be learnt from."""
+        if self.mixed(cell) > 0 and isinstance(cell.task, Regression) and len(cell.y) == 1:
+            raise ValueError(
+                "got one sample in a micro-batch, expected more: a message about numbers is less the micro-batch's "
+                "mean; give larger batches, or m=0."
+            )
 
     def said(self, cell: Cell, twin: Twin) -> Said:
         """The twin's messages, and what the read-out compares with; neither where there are no targets to run on."""

@@ -54,7 +54,7 @@ class Weights:
 
     def graphs(self, own: range) -> int:
         """Activations alive at once."""
-        graphs = self.derived.peak({cell: weight for cell, weight in self.cells.items() if cell[1] in own})
+        graphs = self.derived.peak(self.cells, own)
         # Where the block before is elsewhere, nobody else keeps the message that a gradient is wanted of.
         received = self.up[own.start] if self.derived.gradients_cross else 0
         return round(graphs + received + (self.hub if 0 in own else 0))

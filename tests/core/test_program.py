@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -56,7 +57,64 @@ def test_a_cell_needs_its_neighbour_in_the_pass_and_all_earlier_passes_at_its_bl
     assert needs(DOWN_UP, THREE, (1, 1)) == [(0, 1), (1, 0)]
 
 
-passes = st.sampled_from([Up(forward), Down(backward), Each(local)])
+AT_ONCE: Program = (Down(backward), Up(forward, reads=False), Each(local))
+
+
+def test_some_blocks_go_as_early_as_they_can_so_that_sweeps_from_both_ends_pass_each_other() -> None:
+    """Four blocks: the third cell of a sweep comes third at the earliest, whichever process has it."""
+    down, up, each = 0, 1, 2
+    assert plan(AT_ONCE, 4, range(2)) == [(up, 0), (up, 1), (down, 1), (down, 0), (each, 1), (each, 0)]
+    assert plan(AT_ONCE, 4, range(2, 4)) == [(down, 3), (down, 2), (up, 2), (each, 2), (up, 3), (each, 3)]
+    assert plan(AT_ONCE, 2) == [(down, 1), (down, 0), (up, 0), (each, 0), (up, 1), (each, 1)]  # one graph at a time
+
+
+def test_what_reads_nothing_needs_no_earlier_pass() -> None:
+    assert needs(AT_ONCE, THREE, (1, 0)) == []
+    assert needs(AT_ONCE, THREE, (1, 2)) == [(1, 1)]
+    assert needs(AT_ONCE, THREE, (2, 1)) == [(0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("program", "count", "expected"),
+    [
+        (UP, 4, 4),
+        (EACH, 4, 1),
+        (UP_DOWN, 4, 8),
+        (DOWN_UP, 4, 8),  # the turn is at the first block, as that of up and down at the last one
+        (AT_ONCE, 4, 5),  # both sweeps at once, and then the block that the later of them has reached
+    ],
+)
+def test_what_has_to_come_one_after_another(program: Program, count: int, expected: int) -> None:
+    assert Derived(count, program, hub_trained=False).in_a_row == expected
+
+
+makers = st.sampled_from([Up, Down, Each])
+passes = st.builds(lambda make, reads: Pass(forward, make(forward).order, reads=reads), makers, st.booleans())
+
+
+@given(st.lists(passes, min_size=1, max_size=5).map(tuple), st.integers(1, 7), st.data())
+def test_processes_never_wait_for_each_other_and_get_messages_as_they_are_sent(
+    program: Program, count: int, data: st.DataObject
+) -> None:
+    """Each goes through its own cells in its order, and takes what comes from another in the order of its sending."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, count - 1)) if count > 1 else st.just(set[int]())))
+    shares = [range(a, b) for a, b in pairwise([0, *cuts, count])]
+    of = [k for k, own in enumerate(shares) for _ in own]
+    left = [plan(program, count, own) for own in shares]
+    assert [len(cells) for cells in left] == [len(program) * len(own) for own in shares]
+    done: set[CellId] = set()
+    mail: dict[tuple[int, int], list[CellId]] = {}
+    while any(left):
+        able = [k for k, cells in enumerate(left) if cells and set(needs(program, count, cells[0])) <= done]
+        assert able
+        for k in able:
+            i, n = left[k].pop(0)
+            step = {"up": 1, "down": -1, "each": 0}[program[i].order]
+            if 0 <= n - step < count and of[n - step] != k:
+                assert mail[of[n - step], k].pop(0) == (i, n)
+            if 0 <= n + step < count and of[n + step] != k:
+                mail.setdefault((k, of[n + step]), []).append((i, n + step))
+            done.add((i, n))
 
 
 @given(st.lists(passes, min_size=1, max_size=5).map(tuple), st.integers(1, 5))

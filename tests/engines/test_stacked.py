@@ -185,7 +185,7 @@ class Tied(Residual):
     ("method", "unit", "words"),
     [
         (Backprop(), Residual, r"one Up or Each pass .*, got Up\(forward\).*, Down\(backward\).*; use streaming"),
-        (BLL(), Residual, r"one Up or Each pass .*, got Down\(feedback\), Up\(match\)"),
+        (BLL(), Residual, r"one Up or Each pass .*, got Down\(feedback\), Up\(forward\) .*, Each\(match\)"),
         (SID(), Dropping, r"got Dropout \(block 1, net.*dropout\), whose masks would be others"),
         (SID(), Normed, r"got BatchNorm1d \(block 1, net.*norm\), which has buffers"),
         (SID(), Tied, "got a parameter in two places of block 1"),
