@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,8 +113,11 @@ def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int
 
 def peak_rss_mb() -> float:
     """The most memory this process has had resident since it began, in MB of 2**20 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage tells of a spawned process what its parent has had
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MB if sys.platform == "darwin" else peak / 1024  # macOS counts bytes, Linux KiB
+    return peak / MB if sys.platform == "darwin" else peak / 1024  # macOS counts bytes, others KiB
 
 
 class _Saved:
