@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,14 +178,18 @@ def _discard(checkpoint: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], Manifest]:
+def load(path: Path, without: Collection[str] = ()) -> tuple[dict[str, Tensor], Manifest]:
     """The state, on the CPU in C order, and the manifest, after every file's SHA-256 was found right.
+
+    without: parts whose files are not read.
 
     Raises Unsound for anything else than a checkpoint with all bytes in place.
     """
     manifest = read_manifest(path)
     state: dict[str, Tensor] = {}
     for name, expected in manifest.files.items():
+        if name.removesuffix(".safetensors") in without:
+            continue
         try:
             tensors, got = _read(path / name)
         except SafetensorError as error:

@@ -54,6 +54,8 @@ class Trainer:
         self.config = assembly.config
         self.engine, self.ranks = engine or assembly.engine, ranks
         self.first = self.engine.is_first
+        if not self.first:  # and so judges nothing
+            assembly.engine.leave_to(self.engine)
         self.folder: Path | None = None
         self.history: list[dict[str, object]] = []
         self.best: tuple[float, int] | None = None  # `judged` on validation, step
@@ -241,7 +243,7 @@ class Trainer:
 
     def load(self, start: Path) -> None:
         with naming_another(start):
-            state, manifest = checkpoint.load(start)
+            state, manifest = checkpoint.load(start, without=() if self.first else self.engine.parts.elsewhere)
         if LOSS_SUM not in state:
             raise DataError(
                 f"{start} holds parameters only, expected a checkpoint to go on from, such as step-10 there."
@@ -251,13 +253,14 @@ class Trainer:
             warn(warnings)
         extra: Any = manifest.extra
         self.timed, self.judged = tuple(extra["timed"]), extra.get("judged", True)
-        if name := selected_at(manifest):
+        if self.first and (name := selected_at(manifest)):
             self.best = tuple(extra["best"])
             with naming_another(start.with_name(name)):
                 self.best_state, _ = checkpoint.load(start.with_name(name))
         self.loss_sum.copy_(state.pop(LOSS_SUM))
         self.engine.load_state_dict(state)
-        self.answer_with(state)
+        if self.first:
+            self.answer_with(state)
 
     # ------------------------------------------------------------------- the end
 

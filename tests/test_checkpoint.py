@@ -134,6 +134,14 @@ def test_each_part_has_a_file_that_json_and_plain_bytes_can_read(tmp_path: Path)
     assert seen == set(state)
 
 
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    """Who has one block of many need not read the others, nor find their damage."""
+    path = write(tmp_path, state_of(1))
+    (path / "blocks.1.safetensors").write_bytes(b"damaged")
+    found, _ = load(path, without={"blocks.1", "hub"})
+    assert_same(found, {k: v for k, v in state_of(1).items() if k.partition("/")[0] in ("steps", "blocks.0")})
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_file_is_byte_for_byte_what_the_safetensors_library_writes(
     tmp_path: Path, memory_format: torch.memory_format

@@ -39,6 +39,11 @@ class Parts:
             self.stacks[blocks[0].index] = Stack(blocks, own, self.rule)
 
     @property
+    def elsewhere(self) -> set[str]:
+        """The parts of the chain that are not here, by id."""
+        return {part for part, _ in self.chain.parts()} - self.updaters.keys()
+
+    @property
     def stacked(self) -> set[int]:
         """The blocks that a stack computes with its first one."""
         return {n for stack in self.stacks.values() for n in stack.indices[1:]}
@@ -48,6 +53,12 @@ class Parts:
         within = {f"blocks.{n}" for stack in self.stacks.values() for n in stack.indices}
         yield from (updater for part, updater in self.updaters.items() if part not in within)
         yield from (stack.updater for stack in self.stacks.values())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers, and their averages."""
+        for updater in self.updaters.values():
+            for module in (updater.module, updater.for_inference):
+                yield from (*module.parameters(), *module.buffers())
 
     def train_mode(self) -> None:
         """Set it where it is not."""
@@ -147,8 +158,7 @@ class Parts:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the state of all parts or of these.  Raises ValueError for a state of another chain."""
-        elsewhere = {part for part, _ in self.chain.parts()} - self.updaters.keys()
-        state = {k: v for k, v in state.items() if "/" in k and k.partition("/")[0] not in elsewhere}
+        state = {k: v for k, v in state.items() if "/" in k and k.partition("/")[0] not in self.elsewhere}
         # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
         check_fits(*({k: v for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state)))
         for part, module in self.named:

@@ -79,16 +79,41 @@ class Relay:
         return message
 
     def gather(self, what: str, when: When, named: Mapping[str, Tensor]) -> Work[dict[str, Tensor]]:
-        """What all engines have by name, at the first; at another what it has and those after it."""
+        """What all engines have by name, at the first; at another what it has itself.
+
+        It goes there part by part, which names begin with, each when the one before has come to the next engine: who
+        is in between holds one or two.
+        """
         first, end = self.own.start, self.own.stop
-        found = dict(named)
-        if end <= self.last:
-            names, *values = yield Edge(what, when, end, end - 1)
-            found |= zip(json.loads(names.numpy().tobytes()), values, strict=True)
-        if first > 0:
-            names = torch.frombuffer(bytearray(json.dumps(list(found)).encode()), dtype=torch.uint8)
-            self.send(Edge(what, when, first, first - 1), (names, *found.values()))
+        found, parts, sent, received = dict(named), _by_part(named), 0, 0
+        more = end <= self.last
+        while parts or more:
+            if parts:
+                part = parts.pop(0)
+                names = json.dumps([bool(parts) or more, *part]).encode()
+                message = (torch.frombuffer(bytearray(names), dtype=torch.uint8), *part.values())
+            else:
+                if received:
+                    self.send(Edge(f"next {what}", when._replace(micro=received), end - 1, end), ())
+                message = yield Edge(what, when._replace(micro=received), end, end - 1)
+                received += 1
+                more, *names = json.loads(message[0].numpy().tobytes())
+                if first == 0:
+                    found |= zip(names, message[1:], strict=True)
+            if first > 0:
+                if sent:
+                    yield Edge(f"next {what}", when._replace(micro=sent), first - 1, first)
+                self.send(Edge(what, when._replace(micro=sent), first, first - 1), message)
+                sent += 1
         return found
+
+
+def _by_part(named: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Those with the same word before the first slash."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in named.items():
+        parts.setdefault(name.partition("/")[0], {})[name] = value
+    return list(parts.values())
 
 
 def _edge(order: Order, what: str, when: When, samples: int, source: int, target: int) -> Edge:

@@ -176,6 +176,13 @@ class Streaming:
             total_steps=self.total_steps,
         )
 
+    def leave_to(self, heir: Streaming) -> None:
+        """Hold nothing any more that one of `share` does not: this engine is of no use then."""
+        kept = {id(tensor) for tensor in heir.parts.tensors()}
+        for tensor in self.parts.tensors():
+            if id(tensor) not in kept:
+                tensor.data = tensor.data.new_empty(0)  # whoever else has it holds nothing either
+
     @property
     def is_first(self) -> bool:
         """Whether the state of all blocks is gathered here, of the replicas' the first one's."""

@@ -112,6 +112,56 @@ def test_a_state_is_resumed_by_another_number_of_engines(case: Case, shares: lis
     assert states_equal(alone.state_dict(), merged(engines))
 
 
+@every_share
+def test_what_an_engine_leaves_to_another_is_all_that_this_one_needs(case: Case, shares: list[range]) -> None:
+    """Of the others' parameters, and of the first engine's averages, nothing is held any more."""
+    rule = RULES["adam, clipped and averaged"]
+    alone = engine_for(case.method, rule=rule)
+    wire = LocalWire()
+    engines: list[Streaming] = []
+    for own in shares:
+        whole = engine_for(case.method, rule=rule)
+        engines.append(whole.share(own, wire))
+        whole.leave_to(engines[-1])
+        held = {id(t) for t in engines[-1].parts.tensors()}
+        assert all(t.numel() == 0 for t in whole.parts.tensors() if id(t) not in held)
+    for step in range(2):
+        alone.step(some_batch(step))
+        in_turn([engine.stepping(some_batch(step)) for engine in engines], wire)
+    assert states_equal(merged(engines), alone.state_dict())
+
+
+def test_a_buffer_that_is_elsewhere_too_is_kept() -> None:
+    whole, table = engine_for(LocalCE()), torch.arange(3.0)
+    for block in whole.chain.blocks:
+        block.register_buffer("table", table)
+    whole.leave_to(whole.share(range(1), LocalWire()))
+    assert torch.equal(table, torch.arange(3.0))
+
+
+@every_share
+def test_all_states_come_together_at_the_first_engine_a_part_at_a_time(shares: list[range]) -> None:
+    alone = engine_for(BACKPROP.method, rule=adam(ema=0.9))
+    wire, engines = shared_out(BACKPROP, shares, adam(ema=0.9))
+    alone.step(some_batch())
+    in_turn([engine.stepping(some_batch()) for engine in engines], wire)
+    lengths: list[int] = []
+    for engine in engines:
+
+        def send(edge: Edge, message: Message, send: Callable[[Edge, Message], None] = engine.relay.send) -> None:
+            lengths.append(len(message) - 1)  # beside the names
+            send(edge, message)
+
+        engine.relay.send = send
+    works = [engine.relay.gather("state", When(False, 1), engine.state_dict()) for engine in engines]
+    found = in_turn(works, wire)
+    assert states_equal(found[0], alone.state_dict())
+    assert [state.keys() for state in found[1:]] == [engine.state_dict().keys() for engine in engines[1:]]
+    parts = [name.partition("/")[0] for name in alone.state_dict()]
+    assert max(lengths) == max(parts.count(part) for part in parts)
+    assert not wire.arrived
+
+
 def test_a_message_leaves_before_its_sender_differentiates() -> None:
     order: list[str] = []
 
