@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,7 +21,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError
 from sidestep.launch import spawn, threads_each
 from sidestep.measure.describe import walk
-from sidestep.measure.memory import MB, step_peak_mb
+from sidestep.measure.memory import MB, peak_rss_mb, step_peak_mb
 from sidestep.measure.timing import threads
 from sidestep.placement import Placement
 from sidestep.ranks import joined
@@ -35,22 +36,47 @@ STEPS, FILLED = 30, 10
 TURNS = 5
 
 
-class Weights:
-    """What blocks need of memory, in bytes, for any share of them."""
+class Part(NamedTuple):
+    """What there is of a block, or of the hub, in bytes."""
 
-    def __init__(self, engine: Streaming, batch: tuple[Tensor, Tensor]) -> None:
+    network: int  # parameters and buffers
+    averages: int  # of both
+    state: int  # both of these, and the optimizer's
+    gradients: int
+
+
+class Weights:
+    """What processes need of memory, in bytes, for any share of the blocks.
+
+    besides: what each of them needs without any.
+    """
+
+    def __init__(self, engine: Streaming, batch: tuple[Tensor, Tensor], besides: int = 0) -> None:
+        self.besides = besides
         walked = walk(engine, batch)
         self.derived, self.cells, self.hub = engine.derived, walked["cells"], walked["hub"]
         self.up, self.down = [0, *walked["up"], 0], [0, *walked["down"], 0]
-        self.kept: dict[str, int] = {}
-        for name, value in engine.state_dict().items():
-            part = name.partition("/")[0]
-            self.kept[part] = self.kept.get(part, 0) + value.nbytes
-        self.gradients = {
-            part: sum(p.nbytes for p in module.parameters() if p.requires_grad) for part, module in engine.chain.parts()
+        state = engine.state_dict()
+
+        def within(prefix: str) -> int:
+            return sum(value.nbytes for name, value in state.items() if name.startswith(prefix))
+
+        self.parts = {
+            part: Part(
+                within(f"{part}/model/"),
+                within(f"{part}/ema/"),
+                within(f"{part}/"),
+                sum(p.nbytes for p in module.parameters() if p.requires_grad),
+            )
+            for part, module in engine.chain.parts()
         }
         clipped = engine.rule.clip is not None and engine.derived.gradients_cross
         self.together = clipped or engine.accumulate > 1  # all gradients are there at once
+
+    def here(self, own: range) -> list[Part]:
+        """The hub is with the first block."""
+        names = {f"blocks.{n}" for n in own} | ({"hub"} if 0 in own else set())
+        return [part for name, part in self.parts.items() if name in names]
 
     def graphs(self, own: range) -> int:
         """Activations alive at once."""
@@ -59,13 +85,29 @@ class Weights:
         received = self.up[own.start] if self.derived.gradients_cross else 0
         return round(graphs + received + (self.hub if 0 in own else 0))
 
-    def of(self, own: range) -> int:
-        """All of it: beside activations, parameters and optimizer state, gradients, and messages on their way."""
-        parts = [f"blocks.{n}" for n in own] + (["hub"] if 0 in own and "hub" in self.kept else [])
-        gradients = [self.gradients[part] for part in parts]
+    def training(self, own: range) -> int:
+        """Of a step: beside activations, what there is of the blocks, and messages on their way."""
+        gradients = [part.gradients for part in self.here(own)]
         messages = sum(found[n] for found in (self.up, self.down) for n in (own.start, own.stop))
-        kept = sum(self.kept[part] for part in parts) + (sum(gradients) if self.together else max(gradients))
+        kept = sum(part.state for part in self.here(own)) + (sum(gradients) if self.together else max(gradients))
         return kept + self.graphs(own) + WINDOW * messages
+
+    def of(self, own: range) -> int:
+        """The most at any time of a run.
+
+        Everybody builds the whole network, and lets go of what is not its own.  To be saved everybody's state comes,
+        part by part, to where the first block is, and with it the network that is judged and what was selected of it.
+        """
+        here, every = self.here(own), list(self.parts.values())
+        again = sum(part.averages for part in here) if len(here) < len(every) else 0  # those of the network built
+        built = sum(part.network + part.averages for part in every) + again
+        if 0 not in own:
+            on_their_way = 2 * max(part.state for part in every)
+            saving = sum(part.state for part in here) + on_their_way
+            return self.besides + max(built, self.training(own), saving)
+        elsewhere = built - sum(part.network + part.averages for part in here)
+        selected = sum(part.averages or part.network for part in every)
+        return self.besides + max(self.training(own), sum(part.state for part in every)) + elsewhere + selected
 
 
 def run(config: TrainConfig, placement: Placement, memory: int | None, *, measure: bool = False) -> dict[str, Any]:
@@ -90,7 +132,7 @@ def planned(assembly: Assembly, placement: Placement, memory: int | None) -> dic
     alone = traced(assembly.engine, [range(n, n + 1) for n in range(count)], batches)
     seconds = [busy(trace) for trace in alone]
     assembly.engine.step(batches[0])  # optimizer state is made by the first
-    weights = Weights(assembly.engine, batches[0])
+    weights = Weights(assembly.engine, batches[0], idle_bytes(assembly.engine))
     if not placement.shares:
         placement = fastest(seconds, weights, placement.ranks, memory)
     shares = placement.blocks(count)
@@ -118,6 +160,13 @@ def planned(assembly: Assembly, placement: Placement, memory: int | None) -> dic
     }
 
 
+def idle_bytes(engine: Streaming) -> int:
+    """What this process has resident without the network, such as libraries and data; of a CUDA device nothing."""
+    if engine.context.device.type == "cuda":
+        return 0
+    return max(psutil.Process().memory_info().rss - sum(value.nbytes for value in engine.state_dict().values()), 0)
+
+
 def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int | None) -> Placement:
     """The placement whose busiest rank is least busy, of those that fit."""
     count = len(seconds)
@@ -142,12 +191,16 @@ def fastest(seconds: Sequence[float], weights: Weights, ranks: int, memory: int 
 def at_rank(config: str, shares: str) -> dict[str, Any]:
     """In every process: the time of a step and what this one needs of memory; all of it at the first."""
     assembly = assemble(from_toml(config))
+    device = assembly.device
     numbers = tuple(map(int, shares.split(",")))
     with joined(Placement(len(numbers), shares=numbers)) as ranks:
         engine = ranks.engine(assembly)
+        if not engine.is_first:
+            assembly.engine.leave_to(engine)
         batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(STEPS)]
         modules = [module for _, module in engine.parts.named]
-        peak = step_peak_mb(lambda: engine.step(batches[0]), modules, assembly.device)
+        built = most_mb(device)
+        peak = step_peak_mb(lambda: engine.step(batches[0]), modules, device)
         times: list[float] = []
         for _ in range(TURNS):
             dist.barrier()
@@ -157,11 +210,15 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
             for batch in batches[FILLED:]:
                 engine.step(batch)
             times.append((time.perf_counter() - began) / (STEPS - FILLED))
-        seen = torch.zeros(ranks.count, TURNS + 1, dtype=torch.float64)
-        seen[ranks.rank] = torch.tensor([peak, *times])
+        state = engine.gather({})  # as for a save
+        if engine.is_first and ranks.count > 1:
+            assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
+        seen = torch.zeros(ranks.count, TURNS + 2, dtype=torch.float64)
+        seen[ranks.rank] = torch.tensor([peak, max(built, most_mb(device)), *times])
         dist.all_reduce(seen)
-        turns = sorted(1000 * seen[:, 1:].amax(0))
+        turns = sorted(1000 * seen[:, 2:].amax(0))
         return {
+            "memory_mb": seen[:, 1].tolist(),
             "step_ms": turns[TURNS // 2].item(),
             "step_ms_low": turns[0].item(),
             "step_ms_high": turns[-1].item(),
@@ -169,19 +226,25 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
         }
 
 
+def most_mb(device: torch.device) -> float:
+    """The most memory that this process has had: of a CUDA device, or resident."""
+    return torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else peak_rss_mb()
+
+
 def plan_text(found: Mapping[str, Any]) -> str:
     measured = found.get("measured")
-    head = f"{'rank':<6}{'blocks':>8}{'ms of work':>12}{'memory, MB':>12}{'of it activations':>19}"
+    beside = f"{'measured':>10}" if measured else ""
     lines = [
         f"{found['method']} on {found['model']}, {found['data']}, batch {found['batch_size']}, {found['precision']}",
-        head + (f"{'measured':>12}" if measured else ""),
+        f"{'rank':<6}{'blocks':>8}{'ms of work':>12}{'memory, MB':>12}{beside}{'activations':>14}{beside}",
     ]
     start = 0
     for n, share in enumerate(found["shares"]):
         own = f"{start}" if share == 1 else f"{start}-{start + share - 1}"
-        line = f"{n:<6}{own:>8}{found['rank_ms'][n]:>12.1f}{found['memory_mb'][n]:>12.1f}"
-        line += f"{found['activations_mb'][n]:>19.1f}"
-        lines.append(line + (f"{measured['activations_mb'][n]:>12.1f}" if measured else ""))
+        line = f"{n:<6}{own:>8}{found['rank_ms'][n]:>12.1f}"
+        for name, width in (("memory_mb", 12), ("activations_mb", 14)):
+            line += f"{found[name][n]:>{width}.1f}" + (f"{measured[name][n]:>10.1f}" if measured else "")
+        lines.append(line)
         start += share
     lines += [
         "",
