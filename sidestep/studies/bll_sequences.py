@@ -101,7 +101,7 @@ DEEPER = f"--set model.depth={LAYERS} --set model.width=64"
 NETWORK = f"--model encoder {DEEPER} --batch-size 128 --epochs 5"
 # Equal steps: no epoch is chosen.
 GPT = f"--model gpt {DEEPER} --data tinyshakespeare --context 64 --batch-size 64 --epochs 5 --select last"
-RATES = rates("0.001", "0.003")
+RATES = rates("0.001", "0.003", "0.01")
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 
 SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}
