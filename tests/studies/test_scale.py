@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sidestep.bench.machines import AHEAD, THERE
-from sidestep.studies.scale import DEVELOPED, STUDY, more_epochs, reached
+from sidestep.studies.scale import STUDY, more_epochs, reached
+from sidestep.studies.scale_predicted import DEVELOPED
 from sidestep.studies.study import Row
 from tests.studies.made import PLACE
 from tests.studies.pages import columns
