@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
 
+from sidestep.core import cell, cut
 from sidestep.core.cell import finish_cell
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit, Message
-from tests.conftest import CLASSES, MEANS, Case, adam, engine_for, sgd, small_net, some_batch
+from sidestep.core.task import Classification
+from sidestep.engines.streaming import Streaming
+from sidestep.engines.update import UpdateRule
+from sidestep.families.family import Family
+from sidestep.families.gaussian import Gaussian
+from sidestep.families.laplace import Laplace
+from tests.conftest import BLOCKS, CLASSES, MEANS, Case, adam, engine_for, sgd, small_net, some_batch
 
 
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -166,3 +176,25 @@ def test_accumulated_steps_average_the_micro_batches(mean: Case) -> None:
     torch.testing.assert_close(loss[0], loss[1], equal_nan=True, rtol=1e-5, atol=1e-6)
     for (name, a), (_, b) in zip(whole.chain.named_parameters(), halves.chain.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_step_mixes_no_devices_and_waits_for_none(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on `meta` stand for an accelerator's: who reads one, or adds one to a tensor of the CPU's, raises."""
+    meta = torch.device("meta")
+    # What a network is checked by is read, once, when it is built; for `meta` there is neither noise nor autocast.
+    monkeypatch.setattr(cut, "_verify", lambda *_: None)
+    for family in (Family, Gaussian, Laplace):
+        monkeypatch.setattr(family, "check", lambda *_: None)
+    monkeypatch.setattr(cell, "generator", lambda *_: None)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    x, y = (part.to(meta) for part in some_batch())
+    task = Classification(CLASSES, x[:2])
+    chain = case.method.build(small_net().to(meta), task, CutPlan(BLOCKS))
+    for _, part in chain.parts():
+        part.to(meta)
+    rule = UpdateRule(lambda parameters: torch.optim.AdamW(parameters), clip=1.0, ema=0.9)
+    engine = Streaming(case.method, chain, task, rule, total_steps=2)
+    for _ in range(2):
+        engine.step((x, y))
+    assert all(p.device == meta for _, p in chain.named_parameters())
+    assert [a is not None for a in engine.predict(x)][-1]

@@ -94,7 +94,7 @@ class BLL(Fields):
                 )
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout
-            blocks.append(Block(k, count, net, **extras))
+            blocks.append(Block(k, count, net, **extras).to(task.sample.device))  # where the laws are looked at
         self.check_laws(blocks, task.sample)
         return Chain(blocks, at=slices.at)
 
