@@ -2,7 +2,7 @@
 #   make run    trains SID beside local cross-entropy and backprop on real images, and writes a report
 #   make test   lints, checks types and runs the tests
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 # The one place that knows where data sets may lie beside a checkout.
@@ -41,18 +41,20 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 # What a borrowed GPU is for: the studies of a part, the most important first, for so many minutes in all.  The same line
-# goes on where the rows end.  It runs in the machine's own Python, since nothing can be installed there.
+# goes on where the rows end.  It runs in the machine's own Python, since nothing can be installed there; where there is
+# no git either, SIDESTEP_COMMIT says what the rows are of.  Pages are made of the rows afterwards, where there is time.
 core    := gpu-core reproduction attribution gap label-noise cifar100 backbones
 engines := engines
 bll     := bll-images bll bll-choices bll-blocks bll-autoencoder bll-sequences
 PART    ?= core
 MINUTES ?= 9
 RESULTS ?= results
+RUNS    ?= runs/studies
 # smoke: every piece on digits and a CPU, to see that it runs.
 SIZE    ?= gpu
 
 gpu-evidence:
-	$(PYTHON) -m sidestep study $($(PART)) --$(SIZE) --minutes $(MINUTES) --results $(RESULTS)
+	$(PYTHON) -m sidestep study $($(PART)) --$(SIZE) --minutes $(MINUTES) --results $(RESULTS) --runs $(RUNS) --no-page
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

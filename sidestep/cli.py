@@ -83,7 +83,7 @@ def dispatch(argv: list[str]) -> int:
     print(strict_json(result) if args.json else text, flush=True)
     if args.record:
         record(args.record, argv, result)
-    return 1 if name == "audit" and result.get("agrees") is False else 0
+    return 1 if result.get("agrees") is False or result.get("failed") else 0
 
 
 def record(path: Path, argv: list[str], result: Result) -> None:

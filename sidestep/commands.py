@@ -171,11 +171,17 @@ def study(args: Args) -> Result:
             minutes=left if args.minutes else None,
             smoke=args.smoke,
             page_only=args.page or left <= 0,
+            rows_only=args.no_page,
             only=args.only,
             wait=wait,
         )
     text = "\n".join(result.pop("text") for result in found.values())
-    return {"studies": [*found.values()], "left": sum(result["left"] for result in found.values()), "text": text}
+    return {
+        "studies": [*found.values()],
+        "left": sum(result["left"] for result in found.values()),
+        "failed": sum(len(result["failed"]) for result in found.values()),
+        "text": text,
+    }
 
 
 def evaluate(args: Args) -> Result:
@@ -321,6 +327,7 @@ COMMANDS: dict[str, Command] = {
             },
             "--smoke": {"action": "store_true", "help": "every piece on digits for one epoch: does it run?"},
             "--page": {"action": "store_true", "help": "run nothing, make the page anew"},
+            "--no-page": {"action": "store_true", "help": "leave the page as it is"},
             "--results": {"type": Path, "default": Path("results"), "metavar": "FOLDER", "help": "of rows and page"},
             "--runs": {"type": Path, "default": Path("runs/studies"), "metavar": "FOLDER", "help": "of the runs"},
         },

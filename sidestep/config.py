@@ -28,8 +28,8 @@ from sidestep.schedules import Schedule
 if TYPE_CHECKING:
     from sidestep.core.method import Method
 
-FOLDERS = ("SIDESTEP_DATA", "SIDESTEP_CACHE")
-"""Environment variables that say where things lie; every other `SIDESTEP_<KEY>` sets a key, `__` being the dot."""
+NO_KEYS = ("SIDESTEP_DATA", "SIDESTEP_CACHE", "SIDESTEP_COMMIT")
+"""Environment variables that say where things are or come from; all other `SIDESTEP_<KEY>` set keys, `__` for a dot."""
 PLACE = ("out", "resume", "overwrite")
 """Keys that say where a run is kept and how it was begun, not what it is."""
 
@@ -308,7 +308,7 @@ def _below(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_key(variable: str) -> bool:
-    return variable.startswith("SIDESTEP_") and variable not in FOLDERS
+    return variable.startswith("SIDESTEP_") and variable not in NO_KEYS
 
 
 def _from_file(path: Path | None) -> dict[str, Given]:

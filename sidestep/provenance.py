@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -23,9 +24,10 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 @cache
 def commit() -> str:
-    """The commit of the checkout this package runs from, with `+` if it has uncommitted changes, or the version.
+    """The commit of the checkout this package runs from, with `+` if it has uncommitted changes.
 
-    As it was when first asked: a process goes on with the code that it has read.
+    Where there is none, what SIDESTEP_COMMIT says, else the version.  As it was when first asked: a process goes on
+    with the code that it has read.
     """
 
     def git(*words: str) -> str:
@@ -37,7 +39,7 @@ def commit() -> str:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the repository around an installed package
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"v{__version__}"
+        return os.environ.get("SIDESTEP_COMMIT") or f"v{__version__}"
 
 
 def device_name(device: torch.device) -> str:

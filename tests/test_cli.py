@@ -331,14 +331,15 @@ def test_studies_get_their_names_and_share_the_minutes_and_what_others_are_at_is
     def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
         calls.append((args, kwargs))
         monkeypatch.setattr(commands.time, "monotonic", lambda: 200.0)  # the first took 100 seconds
-        return {"text": "a page", "left": 2 if len(calls) == 1 else 0}  # others are at two pieces of the first study
+        left = 2 if len(calls) == 1 else 0  # others are at two pieces of the first study
+        return {"text": "a page", "left": left, "failed": []}
 
     install(monkeypatch, "sidestep.studies.runner", run)
     monkeypatch.setattr(commands.time, "monotonic", lambda: 100.0)
     words = ["--gpu", "--minutes", "9", "--results", "r", "--only", "train sid"]
     assert cli.main(["study", "reproduction", "alpha", *words]) == 0
     where = {"results": Path("r"), "runs": Path("runs/studies"), "machine": "gpu", "seeds": None, "smoke": False}
-    where |= {"only": "train sid"}
+    where |= {"only": "train sid", "rows_only": False}
     assert [name for (name, _), _ in calls] == ["reproduction", "alpha", "reproduction"]
     assert all(execute is commands.execute for (_, execute), _ in calls)
     assert [found for _, found in calls] == [
@@ -346,6 +347,15 @@ def test_studies_get_their_names_and_share_the_minutes_and_what_others_are_at_is
         where | {"minutes": 9.0 - 100 / 60, "page_only": False, "wait": False},
         where | {"minutes": 9.0 - 100 / 60, "page_only": False, "wait": True},
     ]
+
+
+def test_a_study_with_a_piece_that_failed_ends_with_1_after_all_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = [{"command": "sidestep train sid", "error": "DataError: no such data"}]
+    install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "9 rows", "left": 0, "failed": failed})
+    assert cli.main(["study", "alpha", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
 
 
 def test_evaluate_and_report_get_paths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +448,7 @@ def test_the_example_in_the_help_is_understood(command: str, monkeypatch: pytest
     runners = ["train", "comparison", "reevaluate", "report.build"]
     for module in (*runners, "measure.describe", "measure.isolation", "bench.step", "simulate.plan"):
         seen(monkeypatch, f"sidestep.{module}")
-    install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0})
+    install(monkeypatch, "sidestep.studies.runner", lambda *_, **__: {"text": "a page", "left": 0, "failed": []})
     assert cli.main(commands.COMMANDS[command].example.split()[1:]) == 0
 
 

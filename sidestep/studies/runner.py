@@ -1,8 +1,8 @@
 """Running a study: piece by piece, a row for each in `results/NAME.jsonl`, and its page beside them.
 
 It goes on where the rows end.  A piece that was cut short goes on from its last checkpoint, and one that had finished
-without leaving its row leaves it now.  The same command started again meanwhile is a second worker: it takes what
-nobody else is at.
+without leaving its row leaves it now.  One that fails is named, and keeps no other back.  The same command started
+again meanwhile is a second worker: it takes what nobody else is at.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def run(
     minutes: float | None = None,
     smoke: bool = False,
     page_only: bool = False,
+    rows_only: bool = False,
     only: str = "",
     wait: bool = True,
 ) -> dict[str, object]:
     """What `sidestep study NAME` does.
 
     seeds: at most so many.  only: the pieces whose command has these words in a row.  minutes: end then, with what runs
-    saved, to go on another time.  smoke: every piece on digits, for one epoch.  page_only: run nothing.
-    wait: until other workers have ended what they are at, to take up what they drop.
+    saved, to go on another time.  smoke: every piece on digits, for one epoch.  page_only: run nothing.  rows_only:
+    leave the page as it is.  wait: until other workers have ended what they are at, to take up what they drop.
     """
     study = study_named(name)
     file = results / f"{name}.jsonl"
@@ -68,11 +69,13 @@ def run(
     if pieces and not any(only in piece.command for piece in pieces):
         raise UsageError(f"got --only {only}, expected words of a command of {name}, such as `{pieces[0].command}`.")
 
+    failed: dict[str, str] = {}  # of commands, here and now; they leave no rows, and are tried another time
+
     def missing() -> list[Piece]:
         rows = read_jsonl(file, "command")
         done = {row["command"] for row in rows}
         asked = [piece for piece in study.pieces(machine, seeds, smoke, rows) if only in piece.command]
-        return [piece for piece in asked if piece.command not in done]
+        return [piece for piece in asked if piece.command not in done and piece.command not in failed]
 
     def take(piece: Piece) -> bool:
         """Leave this piece's row, unless another worker is at it."""
@@ -88,6 +91,10 @@ def run(
             return True
         except Busy:
             return False
+        except Exception as error:  # whatever it is: hours of others wait behind it
+            failed[piece.command] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            note(f"failed, {failed[piece.command]}")
+            return True
 
     results.mkdir(parents=True, exist_ok=True)
     if not page_only:
@@ -100,10 +107,18 @@ def run(
                     time.sleep(WAIT)
     rows, left = read_jsonl(file), len(missing())
     page = results / f"{name}.html"
-    if rows:
+    shown = bool(rows) and not rows_only
+    if shown:
         write_page(study.shown(rows), page)
-    text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f"\npage: {page}" if rows else "")
-    return {"study": name, "rows": len(rows), "left": left, "page": str(page) if rows else None, "text": text}
+    text = f"{name}: {len(rows)} rows in {file}, {left} to go" + (f", {len(failed)} failed" if failed else "")
+    return {
+        "study": name,
+        "rows": len(rows),
+        "left": left,
+        "failed": [{"command": command, "error": error} for command, error in failed.items()],
+        "page": str(page) if shown else None,
+        "text": text + (f"\npage: {page}" if shown else ""),
+    }
 
 
 def evidence(piece: Piece, name: str, execute: Execute, folder: Path) -> Row:

@@ -101,11 +101,11 @@ def test_the_first_evidence_is_training_and_all_of_it_is_for_a_gpu() -> None:
 @pytest.mark.parametrize(("part", "first"), [("core", "gpu-core"), ("bll", "bll-images"), ("engines", "engines")])
 def test_make_gpu_evidence_runs_known_studies_with_the_python_and_minutes_it_is_given(part: str, first: str) -> None:
     words = ["make", "-n", "--no-print-directory", "gpu-evidence"]
-    words += [f"PART={part}", "MINUTES=7", "RESULTS=there", "PYTHON=some-python"]
+    words += [f"PART={part}", "MINUTES=7", "RESULTS=there", "RUNS=elsewhere", "PYTHON=some-python"]
     line = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     flags = line.index("--gpu")
     assert line[:4] == ["some-python", "-m", "sidestep", "study"]
-    assert line[flags:] == ["--gpu", "--minutes", "7", "--results", "there"]
+    assert line[flags:] == ["--gpu", "--minutes", "7", "--results", "there", "--runs", "elsewhere", "--no-page"]
     names = line[4:flags]
     assert names[0] == first
     assert set(names) <= set(STUDIES)
@@ -124,7 +124,7 @@ class Clock:
         if not how["page_only"]:
             self.now += 60 * min(4.0, how["minutes"] or 4.0)
         left = 0 if how["minutes"] is None else 2
-        return {"study": name, "rows": 1, "left": left, "page": None, "text": f"{name}: 1 row"}
+        return {"study": name, "rows": 1, "left": left, "failed": [], "page": None, "text": f"{name}: 1 row"}
 
 
 def studied(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> Clock:

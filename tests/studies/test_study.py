@@ -205,6 +205,26 @@ def test_a_run_that_diverged_is_a_row_that_says_so(small: Study, tmp_path: Path)
     assert [row.get("failed") for row in rows_of(tmp_path)[:3]] == [None, "got a loss that is infinite", None]
 
 
+def test_a_piece_that_fails_keeps_no_other_back_leaves_no_row_and_is_tried_another_time(
+    small: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = small.pieces()[1].command
+    fake = Fake(lambda n: RuntimeError("no memory\nleft") if n == 2 else None)
+    found = run(tmp_path, fake)
+    assert found["failed"] == [{"command": second, "error": "RuntimeError: no memory left"}]
+    assert "sidestep: failed, RuntimeError: no memory left" in capsys.readouterr().err
+    assert len(fake.asked) == 9 and second not in [row["command"] for row in rows_of(tmp_path)]
+    again = run(tmp_path, fake)
+    assert len(fake.asked) == 10 and rows_of(tmp_path)[-1]["command"] == second
+    assert (again["left"], again["failed"]) == (0, [])
+
+
+def test_the_page_may_be_left_for_later(small: Study, tmp_path: Path) -> None:
+    found = run(tmp_path, Fake(), rows_only=True)
+    assert (found["rows"], found["page"]) == (9, None)
+    assert not (tmp_path / "results" / "small.html").exists()
+
+
 def test_a_second_worker_leaves_what_the_first_is_at_and_takes_up_what_it_drops(
     small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
