@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from sidestep.core.block import Chain
 
 
-def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
+def compile_calls(module: nn.Module, backend: str | Callable[..., object] = "inductor") -> None:
     """Compile what calling the module runs, in place; a copy of the module is not compiled.
 
     Not `module.compile()`: that compiles a frame of torch's own, which the compiler skips, so that of an nn.Sequential
@@ -24,9 +25,10 @@ def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
         return call(*args)
 
     # The compiler gives up on a code object after a few versions of it, eight by default.  Each module has its own.
+    # Which sizes vary it keeps by line, though: after blocks of unlike shapes it would compile for any shape.
     code = compiled.__code__.replace()
     own = FunctionType(code, compiled.__globals__, compiled.__name__, closure=compiled.__closure__)
-    module._compiled_call_impl = torch.compile(own, backend=backend)  # pyright: ignore[reportPrivateUsage]  # as above
+    module._compiled_call_impl = torch.compile(own, backend=backend, dynamic=False)  # pyright: ignore[reportPrivateUsage]  # as above
 
 
 def compilable(chain: Chain) -> list[nn.Module]:

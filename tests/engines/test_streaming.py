@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -202,6 +202,24 @@ def test_each_of_many_unlike_modules_is_captured() -> None:
         compile_calls(net, backend="aot_eager")
         net(torch.randn(3, 4))
     assert torch._dynamo.utils.counters["stats"]["calls_captured"] == len(nets)
+
+
+def test_blocks_of_unlike_shapes_are_each_compiled_for_their_own() -> None:
+    """Else all after the second would be compiled for sizes that vary, though none does."""
+    nets = [nn.Conv2d(2, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(8, 4)), nn.Linear(4, 4), nn.Conv2d(2, 3, 3)]
+    inputs = [torch.randn(3, 2, 4, 4), torch.randn(3, 2, 2, 2), torch.randn(5, 4), torch.randn(6, 2, 7, 7)]
+    symbolic: list[bool] = []
+
+    def backend(graph: Any, examples: Sequence[object]) -> object:
+        symbolic.append(any(isinstance(example, torch.SymInt) for example in examples))
+        return graph
+
+    torch._dynamo.reset()
+    for net, x in zip(nets, inputs, strict=True):
+        expected = net(x)
+        compile_calls(net, backend=backend)
+        assert torch.equal(net(x), expected)
+    assert symbolic == [False] * len(nets)
 
 
 def test_the_moving_average_is_what_predicts() -> None:
