@@ -124,11 +124,14 @@ def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]],
 
     A CUDA graph can hold it if the configuration asks for one.
     """
+    rates: dict[torch.device, Tensor] = {}
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(parameters)
-        # A graph reads the rate where it lies; a float it would remember.
-        lr = torch.tensor(config.lr, device=parameters[0].device) if config.cuda_graph else config.lr
+        device, lr = parameters[0].device, config.lr
+        if config.cuda_graph:
+            # A graph reads the rate where it lies; a float it would remember.  All parts share one: each is a launch.
+            lr = rates[device] = rates.get(device, torch.tensor(config.lr, device=device))
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},

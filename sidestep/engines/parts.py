@@ -81,8 +81,9 @@ class Parts:
 
     def set_rates(self, step: int) -> None:
         """Let the learning rates be the schedule's at this step."""
+        done: set[int] = set()
         for updater in self.moving():
-            updater.set_rate(step)
+            updater.set_rate(step, done)
 
     def move(self, part: str) -> None:
         """Move a part that has all its gradients; with replicas the one before, while this one's are added up."""

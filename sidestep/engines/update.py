@@ -55,14 +55,16 @@ class Updater:
             AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(rule.ema)) if rule.ema is not None else None
         )
 
-    def set_rate(self, step: int) -> None:
-        """Let the learning rate be the schedule's at this step."""
+    def set_rate(self, step: int, done: set[int]) -> None:
+        """Let the learning rate be the schedule's at this step.  done: tensors, by id, that hold it already."""
         if self.optimizer is None or self.rule.schedule is None:
             return
         factor = self.rule.schedule(step)
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(base * factor)  # in its place, where a CUDA graph reads it
+                if id(group["lr"]) not in done:
+                    group["lr"].fill_(base * factor)  # in its place, where a CUDA graph reads it
+                done.add(id(group["lr"]))
             else:
                 group["lr"] = base * factor
 

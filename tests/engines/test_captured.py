@@ -169,7 +169,7 @@ def test_a_rate_that_is_a_tensor_is_moved_in_its_place_and_means_the_same() -> N
         updater = Updater(layer, rule)
         for step in range(3):
             layer(torch.ones(1, 3)).square().sum().backward()
-            updater.set_rate(step)
+            updater.set_rate(step, set())
             updater.step()
         assert updater.optimizer is not None
         return layer, updater.optimizer.param_groups[0]["lr"]

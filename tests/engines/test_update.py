@@ -35,7 +35,7 @@ def trained(rule: UpdateRule) -> tuple[nn.Module, Updater]:
     for step in range(STEPS):
         learn(module, step)
         updater.clip()
-        updater.set_rate(step)
+        updater.set_rate(step, set())
         updater.step()
     return module, updater
 
@@ -77,7 +77,7 @@ def test_a_schedule_scales_the_rate_of_every_group() -> None:
         start = [p.detach().clone() for p in module.parameters()]
         learn(module, step)
         gradients = [p.grad for p in module.parameters()]
-        updater.set_rate(step)
+        updater.set_rate(step, set())
         updater.step()
         rates = [0.5 / (1 + step), *[0.1 / (1 + step)] * (len(start) - 1)]
         for p, before, gradient, rate in zip(module.parameters(), start, gradients, rates, strict=True):
@@ -90,7 +90,7 @@ def test_the_rate_is_a_function_of_the_step_and_not_of_the_calls_before() -> Non
     updater = trained(UpdateRule(momentum, schedule=lambda step: 0.5**step))[1]
     assert updater.optimizer is not None
     assert updater.optimizer.param_groups[0]["lr"] == 0.1 * 0.5 ** (STEPS - 1)
-    updater.set_rate(1)
+    updater.set_rate(1, set())
     assert updater.optimizer.param_groups[0]["lr"] == 0.1 * 0.5
 
 
