@@ -190,7 +190,10 @@ def engine_for(
     from sidestep.core.cut import CutPlan
 
     model = small_net() if model is None else model
+    device = next(model.parameters()).device
     torch.manual_seed(1)
-    task = small_task()
+    task = Classification(CLASSES, some_batch()[0][:2].to(device))
     chain = method.build(model, task, CutPlan(blocks=blocks))
+    for _, part in chain.parts():
+        part.to(device)
     return Streaming(method, chain, task, rule or sgd(), **options)  # pyright: ignore[reportArgumentType]

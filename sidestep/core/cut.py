@@ -158,6 +158,8 @@ def partition(
     first cut deciding first.  fits: whether costs[i:j] may be a part; raises ValueError where no cut is left.
     """
     n, total = len(costs), [0, *accumulate(costs)]
+    if blocks == n and all(fits(i, i + 1) for i in range(n)):
+        return tuple(range(1, n))  # what follows takes n^3 steps
 
     def part(i: int, j: int) -> float:
         return total[j] - total[i] if fits(i, j) else inf
@@ -300,7 +302,10 @@ def _verify(model: nn.Module, slices: Slices, sample: Tensor, expected: Tensor) 
                 else "the model writes into its input; set inplace=False where it begins."
             )
         x = y
-    if not torch.equal(slices.readout(x), expected):
+    found = slices.readout(x)
+    # An accelerator may choose its kernels anew, and they add up in another order.
+    same = torch.equal(found, expected) or (x.device.type != "cpu" and torch.allclose(found, expected, 1e-3, 1e-4))
+    if not same:
         raise UsageError(
             f"the units of {type(model).__name__}, run in order, do not give the model's own output; {OFFER}."
         )

@@ -6,6 +6,7 @@ and optimizer state by where they are made.
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import weakref
@@ -80,10 +81,18 @@ def activation_bytes(
         return
     measured = Activations()
     torch.cuda.synchronize(device)
+    # What is in a cycle, as an engine with a graph is, must go before it is counted, and not while it is.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    yield measured
-    torch.cuda.synchronize(device)
+    try:
+        yield measured
+        torch.cuda.synchronize(device)
+    finally:
+        if collects:
+            gc.enable()
     measured.current = torch.cuda.memory_allocated(device) - before
     measured.peak = torch.cuda.max_memory_allocated(device) - before
 
