@@ -29,8 +29,8 @@ def reversal(n: int, length: int, random: Generator) -> tuple[Tensor, Tensor]:
 def pointers(n: int, length: int, random: Generator, *, hops: int) -> tuple[Tensor, Tensor]:
     """Token i points at position x[i], a permutation; its label is where `hops` further pointers lead.
 
-    A layer of attention follows one pointer, or doubles how many were followed: k hops need log2(k + 1) layers, rounded
-    up.
+    A layer of attention follows one pointer, or doubles how many were followed, so that log2(k + 1) layers, rounded up,
+    do for k hops.  Fewer may: one layer of four heads learns two hops among 16 tokens.
     """
     x = torch.rand(n, length, generator=random).argsort(1)
     y = x

@@ -1,8 +1,9 @@
-"""Whether any credit passes between blocks that learn by themselves, on tasks that one layer cannot solve.
+"""Whether any credit passes between blocks that learn by themselves, on tasks that take several layers.
 
-Reversal is a sanity check: one layer of attention by position solves it.  Following k pointers takes log2(k + 1)
-layers, so that a block with fewer must send on what a later one needs, which backprop alone is sure to teach it.  A
-method counts as passing credit across blocks only where its first block fails and its last one reaches 99 %.
+Reversal is a sanity check: one layer of attention by position solves it.  To follow k pointers log2(k + 1) layers are
+sure to do, so that a block with fewer may have to send on what a later one needs, which backprop alone is sure to teach
+it.  What one layer can do is seen in the first block: a method counts as passing credit across blocks only where that
+fails and the last one reaches 99 %.
 """
 
 from __future__ import annotations
