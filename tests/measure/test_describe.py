@@ -74,10 +74,11 @@ def measured_peak(case: Case, **options: Any) -> int:
 
 def test_the_derived_peak_is_the_measured_one(case: Case) -> None:
     """Exact where a graph is left behind.  A sweep without one leaves messages, and the derivation counts a message at
-    the block that made it, to that block's last cell, though the block that received it lets go of it sooner.
+    the block that made it, to that block's last cell, though the block that received it lets go of it sooner.  What
+    is bootstrapped is made without one beside tiles that are gone with their cell.
     """
     derived = walk(engine_for(case.method, small_net(dropout=0.0)), some_batch())["peak"]
-    if case.id == "backprop_checkpointed":
+    if case.id in ("backprop_checkpointed", "bll-bootstrapped"):
         assert derived == pytest.approx(measured_peak(case), rel=0.1)
     else:
         assert derived == measured_peak(case)

@@ -41,7 +41,7 @@ EXPECTED: dict[str, tuple[list[list[int]], list[list[int]]]] = {
     "sid-shared": ([[0], [1], [2]], NONE),
     "sid-shared-parallel": ([[0], [1], [2]], NONE),
     "bll": ([[0], [1], [2]], ALL),  # by the messages of a twin, not by gradients
-    "bll-uncentred": ([[0], [1], [2]], ALL),  # by the messages of a twin, not by gradients
+    "bll-bootstrapped": ([[0], [1], [2]], ALL),  # by the messages of a twin, not by gradients
     "bll-linear": ([[0], [1], [2]], NONE),
     "bll-lifted": ([[0], [1], [2]], ALL),
     "bll-gaussian": ([[0], [1], [2]], ALL),
