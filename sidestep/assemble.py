@@ -131,7 +131,7 @@ def optimizer_factory(config: TrainConfig) -> Callable[[Iterable[nn.Parameter]],
         device, lr = parameters[0].device, config.lr
         if config.cuda_graph:
             # A graph reads the rate where it lies; a float it would remember.  All parts share one: each is a launch.
-            lr = rates[device] = rates.get(device, torch.tensor(config.lr, device=device))
+            lr = rates.setdefault(device, torch.tensor(config.lr, device=device))
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},

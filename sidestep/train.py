@@ -21,6 +21,7 @@ from sidestep.assemble import Assembly, assemble
 from sidestep.config import TrainConfig, named_by_time, to_toml
 from sidestep.core.cell import Batch
 from sidestep.core.units import evaluating
+from sidestep.engines.parts import networks
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError, Diverged, UsageError, WireError
 from sidestep.evaluate import by_loss, evaluate, judged
@@ -140,7 +141,7 @@ class Trainer:
     def answer_with(self, state: Mapping[str, Tensor]) -> None:
         """Have the engine that answers, where it is not the one that trains, know the parameters of all blocks."""
         if self.ranks > 1:
-            self.assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
+            self.assembly.engine.load_state_dict(networks(state))
 
     def judge(self, epoch: int) -> bool:
         """`end_epoch`, unless a signal comes before all is measured; whether none did."""

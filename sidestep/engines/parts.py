@@ -161,13 +161,18 @@ class Parts:
         """Continue from the state of all parts or of these.  Raises ValueError for a state of another chain."""
         state = {k: v for k, v in state.items() if "/" in k and k.partition("/")[0] not in self.elsewhere}
         # An optimizer has no state before its first step, so there is nothing to hold that part of it against.
-        check_fits(*({k: v for k, v in s.items() if "/optim/" not in k} for s in (self.state_dict(), state)))
+        check_fits(networks(self.state_dict()), networks(state))
         for part, module in self.named:
             own = {k[len(part) + 1 :]: v for k, v in state.items() if k.startswith(part + "/")}
             module.load_state_dict({k[len("model/") :]: v for k, v in own.items() if k.startswith("model/")})
             self.updaters[part].load_state_dict(own)
         for stack in self.stacks.values():
             stack.take_state()
+
+
+def networks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a saved state what answers, parameters, buffers and averages, without what moves it."""
+    return {k: v for k, v in state.items() if "/optim/" not in k}
 
 
 def check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

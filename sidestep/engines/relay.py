@@ -85,26 +85,28 @@ class Relay:
         is in between holds one or two.
         """
         first, end = self.own.start, self.own.stop
-        found, parts, sent, received = dict(named), _by_part(named), 0, 0
-        more = end <= self.last
-        while parts or more:
-            if parts:
-                part = parts.pop(0)
-                names = json.dumps([bool(parts) or more, *part]).encode()
-                message = (torch.frombuffer(bytearray(names), dtype=torch.uint8), *part.values())
-            else:
-                if received:
-                    self.send(Edge(f"next {what}", when._replace(micro=received), end - 1, end), ())
-                message = yield Edge(what, when._replace(micro=received), end, end - 1)
-                received += 1
-                more, *names = json.loads(message[0].numpy().tobytes())
-                if first == 0:
-                    found |= zip(names, message[1:], strict=True)
+        found, parts, more, sent, received = dict(named), _by_part(named), end <= self.last, 0, 0
+
+        def hand_on(message: Message) -> Work[None]:
+            nonlocal sent
+            if sent:
+                yield Edge(f"next {what}", when._replace(micro=sent), first - 1, first)
+            self.send(Edge(what, when._replace(micro=sent), first, first - 1), message)
+            sent += 1
+
+        for n, part in enumerate(parts if first > 0 else [], 1):
+            names = json.dumps([n < len(parts) or more, *part]).encode()
+            yield from hand_on((torch.frombuffer(bytearray(names), dtype=torch.uint8), *part.values()))
+        while more:
+            if received:
+                self.send(Edge(f"next {what}", when._replace(micro=received), end - 1, end), ())
+            message = yield Edge(what, when._replace(micro=received), end, end - 1)
+            received += 1
+            more, *names = json.loads(message[0].numpy().tobytes())
             if first > 0:
-                if sent:
-                    yield Edge(f"next {what}", when._replace(micro=sent), first - 1, first)
-                self.send(Edge(what, when._replace(micro=sent), first, first - 1), message)
-                sent += 1
+                yield from hand_on(message)
+            else:
+                found |= zip(names, message[1:], strict=True)
         return found
 
 

@@ -17,6 +17,7 @@ from sidestep.assemble import Assembly, assemble
 from sidestep.config import TrainConfig, from_toml, to_toml
 from sidestep.core.cut import partition
 from sidestep.engines.dist_wire import WINDOW
+from sidestep.engines.parts import networks
 from sidestep.engines.streaming import Streaming
 from sidestep.errors import DataError
 from sidestep.launch import spawn, threads_each
@@ -212,7 +213,7 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
             times.append((time.perf_counter() - began) / (STEPS - FILLED))
         state = engine.gather({})  # as for a save
         if engine.is_first and ranks.count > 1:
-            assembly.engine.load_state_dict({k: v for k, v in state.items() if "/optim/" not in k})
+            assembly.engine.load_state_dict(networks(state))
         seen = torch.zeros(ranks.count, TURNS + 2, dtype=torch.float64)
         seen[ranks.rank] = torch.tensor([peak, max(built, most_mb(device)), *times])
         dist.all_reduce(seen)
