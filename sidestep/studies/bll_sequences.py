@@ -3,7 +3,7 @@
 Reversal is a sanity check: one layer of attention by position solves it.  To follow k pointers log2(k + 1) layers are
 sure to do, so that a block with fewer may have to send on what a later one needs, which backprop alone is sure to teach
 it.  What one layer can do is seen in the first block: a method counts as passing credit across blocks only where that
-fails and the last one reaches 99 %.
+fails and the last one reaches 99 %, and greedy blocks, to which nobody sends any, do not reach it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ def credit(task: str, rows: Sequence[Row]) -> list[str]:
     for cut, arms in by_cut(rows).items():
         ends = {arm: (of_block(its, 0), of_block(its, -1)) for arm, its in arms.items()}
         solved = [arm for arm, (_, last) in ends.items() if last is not None and last >= SOLVED]
-        passed = [arm for arm in solved if (first := ends[arm][0]) is not None and first < FAILED]
-        late = f"; after a first block that has less than half: {', '.join(passed)}" if passed else ""
-        words = f"{', '.join(solved)} reach 99 %{late}" if solved else "nobody reaches 99 %"
+        late = [arm for arm in solved if (first := ends[arm][0]) is not None and first < FAILED]
+        said = f"; after a first block that has less than half: {', '.join(late)}" if late else ""
+        if late and GREEDY in solved:
+            said += f"; as {GREEDY} does, which sends no credit, the task asks for none"
+        words = f"{', '.join(solved)} reach 99 %{said}" if solved else "nobody reaches 99 %"
         found.append(f"On {task} in {cut}, {words}.")
     return found
 

@@ -24,18 +24,22 @@ def row(
 
 ROWS = [
     row(BLL, [0.4, 0.7], 0.995),
-    row(GREEDY, [0.995, 0.999], 1.0),
+    row(GREEDY, [0.3, 0.4], 0.6),
     row(BACKPROP, [None, None], 1.0),
+    row(BLL, [0.4, 0.7], 0.995, "2 hops"),
+    row(GREEDY, [0.3, 0.999], 1.0, "2 hops"),
     row(BLL, [0.5, 0.5], 0.5, "reversal"),
     row(BLL, [0.2, 0.3], 0.4, CHARACTERS, val_loss=1.75),
     row(BACKPROP, [None, None], 0.5, CHARACTERS, val_loss=1.5),
 ]
 
 
-def test_credit_has_passed_only_where_the_first_block_fails_and_the_last_does_not() -> None:
+def test_credit_has_passed_only_where_the_first_block_and_greedy_ones_fail_and_the_last_does_not() -> None:
     text = STUDY.page(ROWS).answer
+    assert "On 4 hops in 3 blocks, BLL, backprop reach 99 %; after a first block that has less than half: BLL." in text
     assert (
-        "On 4 hops in 3 blocks, BLL, local_ce, backprop reach 99 %; after a first block that has less than half: BLL."
+        "On 2 hops in 3 blocks, BLL, local_ce reach 99 %; after a first block that has less than half: BLL, local_ce; "
+        "as local_ce does, which sends no credit, the task asks for none."
     ) in text
     assert "On reversal in 3 blocks, nobody reaches 99 %." in text
     assert text.endswith(
@@ -45,7 +49,7 @@ def test_credit_has_passed_only_where_the_first_block_fails_and_the_last_does_no
 
 def test_every_block_has_its_line() -> None:
     found = columns(STUDY.page(ROWS), "4 hops", "3 blocks, each")
-    assert found["BLL, %"] == ["40.00", "70.00", "99.50"] and found["local_ce, %"][0] == "99.50"
+    assert found["BLL, %"] == ["40.00", "70.00", "99.50"] and found["local_ce, %"][0] == "30.00"
     assert columns(STUDY.page(ROWS), CHARACTERS, "3 blocks")["validation loss, nats"] == ["1.7500", "1.5000"]
 
 
