@@ -140,10 +140,10 @@ def test_the_last_line_of_json_is_the_first_ones_summary_and_a_finished_run_is_l
     assert contents(out) == before
 
 
-def test_bad_input_is_one_line_with_the_code_of_one_process(
+def test_bad_input_is_told_once_with_the_code_of_one_process_and_not_tried_again(
     straight: Path, tmp_path: Path, started: list[Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two are found before any process is started; the third is no sooner known than by the data, and ends all."""
+    """Two are found before any process is started; one is no sooner known than by the data, one by the numbers lost."""
     assert cli.main(["train", "bll", "--ranks", "5"]) == 2
     error = "sidestep: error: got --ranks 5 for 4 blocks, expected at most one a block.\n"
     assert capsys.readouterr().err == error
@@ -156,6 +156,14 @@ def test_bad_input_is_one_line_with_the_code_of_one_process(
     _, err = starved.process.communicate(timeout=60)
     assert starved.process.returncode == 1
     assert err.startswith("sidestep: error: got 1294 training samples") and len(err.splitlines()) == 1
+    lost = start(started, ranks(2, tmp_path / "lost", "--max-restarts", "2", "--lr", "1e9"))
+    _, err = lost.process.communicate(timeout=60)
+    assert lost.process.returncode == 1
+    why = "got a loss or parameters that are infinite or NaN by step 20, expected finite ones"
+    told = [line for line in err.splitlines() if "error:" in line]
+    first, second = sorted(told, key=len)  # the rank that found it, and the one that heard of it
+    assert first.startswith(f"sidestep: error: {why}") and f"rank 0 has ended: {why}" in second
+    assert not first.endswith("..") and not second.endswith("..")
 
 
 def test_whichever_of_three_is_killed_the_others_end(tmp_path: Path, started: list[Launched]) -> None:

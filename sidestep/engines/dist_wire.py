@@ -145,7 +145,7 @@ class _Receiver(threading.Thread):
         if isinstance(found, Exception):
             self.ended = found
             if isinstance(found, WireError):
-                raise WireError(f"{edge}: {found}.")
+                raise WireError(f"{edge}: {str(found).removesuffix('.')}.")
             raise WireError(f"{edge}: rank {self.called} is gone ({cause(found)}).") from found
         arrived, message = found
         if arrived != edge:
