@@ -92,9 +92,9 @@ GPT = replace(
 AUTOENCODER = replace(
     MLP,
     name="autoencoder",
-    note="as mlp, at three times the rate; greedy blocks clipped: a likelihood's gradient grows with the precision",
-    lr=3e-3,
-    per_method={"bll": {"clip": 1.0}, "local_ce": {"clip": 1.0}},
+    note="as mlp, at a higher rate and clipped: a likelihood's gradient grows with the precision",
+    lr=1e-2,
+    clip=1.0,
 )
 AUTHORS = replace(
     MLP,
