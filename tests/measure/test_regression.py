@@ -100,7 +100,7 @@ def test_an_autoencoder_learns_and_says_what_its_deviations_are_worth(method: st
     found = evaluate_run(tmp_path / "run", uncertainty=True)
     measured = found["uncertainty"]
     assert isinstance(measured, dict)
-    assert measured["nll"][-1] == pytest.approx(summary["test_nll"], abs=1e-6)  # float32 there, a mean of terms around 1
+    assert measured["nll"][-1] == pytest.approx(summary["test_nll"], abs=1e-6)  # float32 there, of terms around 1
     assert measured["nll_scaled"][-1] is not None and len(measured["coverage"][-1]) == 10
     told = {name: values[-1] for name, values in measured.items() if name not in ("samples", "levels")}
     assert summary["deviations"] == told
