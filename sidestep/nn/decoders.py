@@ -5,6 +5,8 @@ B batch, D features, (D, H, W) feature maps.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,10 @@ from .heads import HeadKind, check_hidden, check_kind
 class MapDecoder(nn.Module):
     """Features of a block to maps of another size, (B, outputs, *size).
 
-    From maps, conv: `depth` 3 x 3 convolutions with BatchNorm and ReLU, enlarged to the size, and a last 3 x 3
-    convolution; linear: enlarged, and a 1 x 1 convolution.  From vectors, mlp: `depth` hidden layers, and a linear map
-    to all positions; linear: that map alone.  auto: conv, mlp.
+    From maps, conv: `depth` 3 x 3 convolutions with BatchNorm and ReLU, and a last one; linear: a 1 x 1 convolution.
+    Either gives every position its own f x f numbers of the maps (sub-pixel convolution: Shi et al., arXiv:1609.05158),
+    f being how often the features' size goes into the maps', rounded up; what is then too large is interpolated.  From
+    vectors, mlp: `depth` hidden layers, and a linear map to all positions; linear: that map alone.  auto: conv, mlp.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class MapDecoder(nn.Module):
             features = width
         if spatial:
             side = 1 if kind == "linear" else 3
-            enlarged = nn.Upsample(tuple(size), mode="bilinear", align_corners=False)
-            layers += [enlarged, nn.Conv2d(features, outputs, side, padding=side // 2)]
+            factor = max(math.ceil(wanted / own) for wanted, own in zip(size, shape[1:], strict=True))
+            layers += [nn.Conv2d(features, outputs * factor**2, side, padding=side // 2), nn.PixelShuffle(factor)]
+            if size != torch.Size(factor * own for own in shape[1:]):
+                layers.append(nn.Upsample(tuple(size), mode="bilinear", align_corners=False))
         else:
             layers += [nn.Linear(features, outputs * size.numel()), nn.Unflatten(1, (outputs, *size))]
         self.layers = nn.Sequential(*layers)

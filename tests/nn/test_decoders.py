@@ -12,9 +12,9 @@ SIZE = torch.Size([6, 4])
 @pytest.mark.parametrize(
     ("shape", "kind", "weights"),
     [
-        ((3, 2, 2), "auto", 3 * 5 * 9 + 2 * 5 + 5 * 4 * 9 + 4),
-        ((3, 2, 2), "conv", 3 * 5 * 9 + 2 * 5 + 5 * 4 * 9 + 4),
-        ((3, 2, 2), "linear", 3 * 4 + 4),
+        ((3, 2, 2), "auto", 3 * 5 * 9 + 2 * 5 + (5 * 9 + 1) * 4 * 9),
+        ((3, 2, 2), "conv", 3 * 5 * 9 + 2 * 5 + (5 * 9 + 1) * 4 * 9),
+        ((3, 3, 2), "linear", (3 + 1) * 4 * 4),
         ((7,), "auto", 7 * 5 + 5 + (5 + 1) * 4 * 24),
         ((7,), "linear", (7 + 1) * 4 * 24),
         ((9, 8, 8), "linear", 9 * 4 + 4),
@@ -29,14 +29,27 @@ def test_features_become_maps_of_the_size_asked_for(shape: tuple[int, ...], kind
     assert all(p.grad is not None for p in decoder.parameters())
 
 
-def test_a_linear_decoder_enlarges_and_mixes_channels() -> None:
-    decoder = MapDecoder(torch.Size([2, 1, 1]), 1, SIZE, "linear")
-    last = decoder.layers[-1]
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
+def test_a_linear_decoder_gives_every_position_numbers_of_its_own() -> None:
+    """Two positions side by side, doubled: channel 2 i + j of a position is row i and column j of its square."""
+    decoder = MapDecoder(torch.Size([4, 1, 2]), 1, torch.Size([2, 4]), "linear")
+    first = decoder.layers[0]
+    assert isinstance(first, nn.Conv2d) and first.bias is not None
     with torch.no_grad():
-        last.weight.copy_(torch.tensor([2.0, -1.0]).view(1, 2, 1, 1))
-        last.bias.fill_(0.5)
-    h = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+        first.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
+        first.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.5]))
+    h = torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [4.0, 8.0]]).view(1, 4, 1, 2)
+    assert torch.equal(decoder(h), torch.tensor([[1.0, 2.0, 5.0, 6.0], [3.0, 4.5, 7.0, 8.5]]).view(1, 1, 2, 4))
+
+
+def test_what_is_too_large_is_interpolated() -> None:
+    """Of 2 x 2 features 6 x 4 maps: three times as large, 6 x 6, whose rows are then 4 numbers, here all alike."""
+    decoder = MapDecoder(torch.Size([2, 2, 2]), 1, SIZE, "linear")
+    first = decoder.layers[0]
+    assert isinstance(first, nn.Conv2d) and first.bias is not None
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(9, 2, 1, 1))
+        first.bias.fill_(0.5)
+    h = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     # The weights of an interpolation sum to 1 but for rounding.
     torch.testing.assert_close(decoder(h), torch.full((1, 1, 6, 4), 2.5))
 
