@@ -658,3 +658,14 @@ def test_a_row_without_what_it_is_read_for_is_named_though_it_is_the_last(tmp_pa
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is no JSON object with step, expected one a line"):
         read_jsonl(path, "step")
     assert read_jsonl(path) == [{"step": 1}, {"epoch": 1}]
+
+
+@pytest.mark.parametrize(("last", "kept"), [('{"step": 2}', [1, 2, 3]), ('{"step": 2', [1, 3]), ("", [1, 3])])
+def test_a_row_is_added_after_a_last_one_without_its_end_and_in_place_of_a_torn_one(
+    last: str, kept: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n' + last)
+    append_jsonl(path, {"step": 3})
+    assert [row["step"] for row in read_jsonl(path)] == kept
+    assert path.read_text().endswith('{"step": 3}\n')
