@@ -43,11 +43,10 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
             checkpoint.read_manifest(start)
     if not (folder / CONFIG).exists():
         return config, start
-    saved, now = read_settings(folder), settings(to_toml(config))
+    check_not_lost(config, folder)
     if not config.resume:
-        if not config.overwrite:
-            raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
         return config, None
+    saved, now = read_settings(folder), settings(to_toml(config))
     if not config.at:
         now["at"] = saved.get("at")  # the cut was resolved when the run began
     for key in dict.fromkeys([*saved, *now]):
@@ -59,6 +58,12 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
             )
     config = replace(config, at=tuple(saved.get("at", ())))
     return config, start or next((path for path, _ in starts(folder)), None)
+
+
+def check_not_lost(config: TrainConfig, folder: Path) -> None:
+    """Raises UsageError where the folder holds a run and neither resume nor overwrite was asked for."""
+    if (folder / CONFIG).exists() and not config.resume and not config.overwrite:
+        raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
 
 
 def starts(folder: Path) -> Iterator[tuple[Path, Manifest]]:
@@ -93,11 +98,15 @@ def naming_another(path: Path) -> Generator[None, None, None]:
 
 @contextmanager
 def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
-    """The run's folder, made if need be, without the run to be overwritten, and closed to other processes meanwhile."""
+    """The run's folder, made if need be, without the run to be overwritten, and closed to other processes meanwhile.
+
+    Raises UsageError where another process has begun a run in it since `enter`.
+    """
     folder = config.out
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_writer(folder):
+        check_not_lost(config, folder)
         if config.overwrite and (folder / CONFIG).exists():
             for name in (CONFIG, METRICS, SUMMARY, REPORT, *EVIDENCE):
                 (folder / name).unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from sidestep import checkpoint, cli
 from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, resolve
+from sidestep.errors import UsageError
 from sidestep.evaluate import evaluate
 from sidestep.methods import METHODS
 from sidestep.resuming import enter
@@ -469,3 +470,15 @@ def test_two_processes_cannot_write_one_run(copied: Path, capsys: pytest.Capture
         os.close(lock)
     assert capsys.readouterr().err.count(f"{copied} is being written by another process") == 2
     assert contents(copied) == before
+
+
+def test_a_run_that_another_process_has_begun_in_the_folder_meanwhile_is_not_lost(
+    finished: Path, tmp_path: Path
+) -> None:
+    config, start = enter(resolve("sid", {**QUICK, "out": str(tmp_path / "run")}))
+    trainer = Trainer(assemble(config), quiet=True)
+    shutil.copytree(finished, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a run; give --resume last"), trainer.begin(start):
+        pass
+    assert contents(tmp_path / "run") == before
