@@ -82,7 +82,7 @@ def dispatch(argv: list[str]) -> int:
     text = result.pop("text")
     print(strict_json(result) if args.json else text, flush=True)
     if args.record:
-        record(args.record, argv, result)
+        record(args.record, without(argv, "--record"), result)
     return 1 if result.get("agrees") is False or result.get("failed") else 0
 
 
@@ -90,9 +90,14 @@ def record(path: Path, argv: list[str], result: Result) -> None:
     """Append a result with the command that gave it: a row that can be quoted, and checked."""
     from sidestep.provenance import commit
 
-    command = shlex.join(["sidestep", *argv]).replace(f" --record {shlex.quote(str(path))}", "")
     path.parent.mkdir(parents=True, exist_ok=True)
-    append_jsonl(path, {"command": command, "commit": commit()} | result)
+    append_jsonl(path, {"command": shlex.join(["sidestep", *argv]), "commit": commit()} | result)
+
+
+def without(argv: list[str], flag: str) -> list[str]:
+    """The words but for a flag and its value, whether that is a word of its own or behind an equals sign."""
+    words = iter(argv)
+    return [word for word in words if not word.startswith(f"{flag}=") and not (word == flag and next(words, ""))]
 
 
 def overview() -> str:

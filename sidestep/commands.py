@@ -32,9 +32,9 @@ def train(args: Args) -> Result:
     if args.print_config:
         return flat(config) | {"text": to_toml(config).rstrip()}
     placement = Placement(args.ranks or len(args.shares) or 1, args.replicas, args.shares)
+    placement.blocks(config.blocks)
     launched = os.environ.get("WORLD_SIZE")  # which torchrun sets: then this is one of them
     if placement.processes > 1 or launched not in (None, "1"):
-        placement.blocks(config.blocks)
         if config.accumulate % args.replicas:
             raise UsageError(
                 f"got --replicas {args.replicas} and accumulate={config.accumulate}, expected a multiple: replicas "

@@ -22,6 +22,7 @@ from sidestep import cli, commands, listings
 from sidestep.config import TrainConfig, from_toml, resolve
 from sidestep.data import DATASETS
 from sidestep.errors import DataError, UsageError
+from sidestep.files import read_jsonl
 from sidestep.methods import METHODS
 from sidestep.models import MODELS
 
@@ -506,3 +507,18 @@ def test_a_result_that_cannot_be_recorded_is_printed_all_the_same(
     out, err = capsys.readouterr()
     assert json.loads(out)["methods"]
     assert err.startswith(f"sidestep: error: {tmp_path / 'taken'}: File exists")
+
+
+@pytest.mark.parametrize("spelled", [["--record", "{}"], ["--record={}"], ["--record", "./{}"]])
+def test_a_recorded_command_is_without_the_file_that_it_was_recorded_in(
+    spelled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["methods", *(word.format("rows.jsonl") for word in spelled), "--json"]) == 0
+    (row,) = read_jsonl(tmp_path / "rows.jsonl")
+    assert row["command"] == "sidestep methods --json"
+
+
+def test_shares_that_are_not_the_blocks_are_refused_of_one_process_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "bll", "--shares", "3"]) == 2
+    assert "4 blocks" in capsys.readouterr().err
