@@ -256,10 +256,16 @@ def meeting_point(count: int, *, opens: bool) -> dist.Store:
     """A connection to the store of torchrun's environment; opens: whether this process is the one that keeps it.
 
     It listens at the address that it is asked for at: left to itself, a TCPStore listens to the whole network.  What
-    an attempt before has left in a store that is torchrun's is out of sight.  Raises WireError where nobody keeps it.
+    an attempt before has left in a store that is torchrun's is out of sight.  Raises WireError where nobody keeps it,
+    DataError where this process is to and cannot.
     """
     host, port = said("MASTER_ADDR"), number("MASTER_PORT")
-    listening = socket.create_server((host, port)).detach() if opens else None
+    try:
+        listening = socket.create_server((host, port)).detach() if opens else None
+    except OSError as error:
+        raise DataError(
+            f"rank 0 cannot listen at {host}:{port} ({error.strerror}); set another MASTER_PORT."
+        ) from error
     try:
         # Half of the time, for it tries twice.
         store = dist.TCPStore(

@@ -24,7 +24,7 @@ from sidestep import cli
 from sidestep.engines.dist_wire import DistWire
 from sidestep.engines.replicas import Replicas
 from sidestep.engines.wire import Edge, When
-from sidestep.errors import WireError
+from sidestep.errors import DataError, WireError
 from sidestep.launch import free_port, take_place, threads_each
 from sidestep.ranks import joined, meeting_point, world
 from sidestep.stopping import Stopping, on_signals
@@ -578,6 +578,11 @@ def test_where_rank_0_does_not_come_the_others_say_so_in_a_line(
     monkeypatch.setattr("sidestep.ranks.JOIN_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(WireError, match=f"rank 0 keeps no store at 127.0.0.1:{port} after"):
         meeting_point(2, opens=False)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(DataError) as taken:
+        meeting_point(2, opens=True)
+    said = str(taken.value)
+    assert said.startswith(f"rank 0 cannot listen at 127.0.0.1:{port} (Address already in use")
+    assert said.endswith("; set another MASTER_PORT.")
 
 
 @pytest.mark.faults
