@@ -167,7 +167,7 @@ def goodput(ranks: int, life: float, save: float, restart: float, least: float =
     """
     mean = life / ranks
     best = 0.0
-    interval = max(least, save / 100)
+    interval = max(least, save / 100, mean / 1e6)  # where neither takes time, as often as one likes
     while interval < 20 * mean:
         spent = (mean + restart) * math.expm1((interval + save) / mean)
         best = max(best, interval / spent)

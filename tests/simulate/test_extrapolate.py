@@ -141,3 +141,8 @@ def test_what_all_wait_for_makes_all_go_back_and_a_round_of_diloco_is_one_replic
         "DiLoCo": rounds_kept(3600.0, 200.0, 8.0),
     }
     assert 0 < goodput(16, 3600.0, 1.0, 8.0, 3.0, 15.0) < rounds_kept(3600.0, 200.0, 8.0)
+
+
+def test_what_takes_no_time_to_save_is_saved_all_the_time() -> None:
+    """Lost is then only the restart: M of M + restart seconds are kept, but for steps of a millionth of M."""
+    assert goodput(4, 3600.0, 0.0, 100.0) == pytest.approx(900 / 1000, rel=1e-6)
