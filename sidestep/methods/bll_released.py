@@ -103,12 +103,13 @@ class BLLReleased(Method):
         weights = block.extras["prototypes"].weight.mT  # (C, D)
         assert isinstance(weights, Tensor)
         sign = 1 if self.similarity == "released" else -1
-        terms = [
-            (self.feedback_weight, 0.5 * (weights - prototypes(n.detach(), target)).square().sum()),
-            (self.decorrelation_weight, decorrelation(n)),
-            (self.similarity_weight, sign * (target @ weights.detach() * n).sum() / len(n) ** 2),
-            (self.prediction_weight, cell.task.loss(block.extras["head"](h), y, self.label_smoothing)),
-        ]
+        with torch.autocast(x.device.type, enabled=False):
+            terms = [
+                (self.feedback_weight, 0.5 * (weights - prototypes(n.detach(), target)).square().sum()),
+                (self.decorrelation_weight, decorrelation(n)),
+                (self.similarity_weight, sign * (target @ weights.detach() * n).sum() / len(n) ** 2),
+            ]
+        terms.append((self.prediction_weight, cell.task.loss(block.extras["head"](h), y, self.label_smoothing)))
         if self.denoise_weight:
             noisy = x + self.noise * cell.randn(*x.shape)
             terms.append((self.denoise_weight, F.mse_loss(block.net(noisy), h.detach())))

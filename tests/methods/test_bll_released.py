@@ -99,3 +99,15 @@ def test_the_released_sign_drives_activations_away_from_their_prototypes(sign: A
 def test_fields_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"got {next(iter(fields))}=.*expected"):
         BLLReleased(**fields)
+
+
+def test_under_autocast_directions_are_compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(n: torch.Tensor) -> torch.Tensor:
+        compared.append((n, decorrelation(n)))
+        return compared[-1][1]
+
+    monkeypatch.setattr("sidestep.methods.bll_released.decorrelation", watched)
+    engine_for(BLLReleased(), small_net(dropout=0.0), autocast=torch.bfloat16).step(some_batch())
+    assert compared and all(torch.equal(found, decorrelation(n)) for n, found in compared)
