@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,7 +16,9 @@ from torch.utils.data import TensorDataset
 import sidestep as ss
 from sidestep import cli
 from sidestep.data.cache import decoded
+from sidestep.data.sources import load
 from sidestep.errors import DataError, UsageError
+from sidestep.measure.uncertainty import other_data
 from tests.conftest import CLASSES, small_net, some_batch
 from tests.data.make import parquet_folder, pictures, png, table
 from tests.data.test_sources import Pairs
@@ -328,3 +331,16 @@ def test_a_network_whose_blocks_share_a_parameter_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 16), shared, nn.Tanh(), shared, nn.Linear(16, CLASSES))
     with pytest.raises(UsageError, match="weight"):
         ss.fit(model, ss.SID(), (X, Y), blocks=3, epochs=1, quiet=True)
+
+
+def test_texts_of_another_alphabet_are_no_other_data(tmp_path: Path) -> None:
+    """Symbols are numbered by text: the same number would be another letter."""
+    for name, text in {"own": "abc" * 400, "alike": "bca" * 400, "other": "bcd" * 400}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "input.txt").write_text(text)
+    run: Any = SimpleNamespace(
+        data=SimpleNamespace(train=load(str(tmp_path / "own"), context=8).train), config=SimpleNamespace(context=8)
+    )
+    assert other_data(run, str(tmp_path / "alike")).shape == (8,)
+    with pytest.raises(UsageError, match="whose symbols are not those of own, expected the same"):
+        other_data(run, str(tmp_path / "other"))

@@ -238,13 +238,18 @@ def other_data(assembly: Assembly, name: str) -> Samples:
     """
     own = assembly.data.train
     assert isinstance(own, Samples)  # a run's folder names its data
-    other = load(name, val_fraction=0).test
+    other = load(name, val_fraction=0, context=assembly.config.context).test
     if other.name == own.name:
         raise UsageError(f"got --ood {name}, the run's own data, expected another data set.")
     if other.shape != own.shape:
         raise UsageError(
             f"got --ood {name} with samples of shape {other.shape}, expected {own.shape} as {own.name} has; "
             "choose a data set of that shape."
+        )
+    if own.x.dtype == torch.int64 and (other.classes != own.classes or other.x.max() > own.x.max()):
+        raise UsageError(
+            f"got --ood {name}, whose symbols are not those of {own.name}, expected the same; choose data in the same "
+            "alphabet."
         )
     return other
 
