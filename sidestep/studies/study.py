@@ -119,9 +119,11 @@ def choose(trials: Trials, rows: Sequence[Row]) -> tuple[str, str] | None:
 
 def judged(row: Row) -> float:
     """What a run is chosen by, more being better: its validation accuracy, or its loss where it is judged by that."""
-    if "failed" in row:
+    by_loss = "val_loss" in row
+    reached = None if "failed" in row else row["val_loss" if by_loss else "val_accuracy"]
+    if reached is None:  # as strict JSON has it where it was NaN
         return -math.inf
-    return -row["val_loss"] if "val_loss" in row else row["val_accuracy"]
+    return -reached if by_loss else reached
 
 
 def machine_of(command: str) -> Machine:

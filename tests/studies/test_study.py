@@ -287,6 +287,9 @@ def test_an_arm_is_run_with_the_candidate_that_is_best_on_validation_once_all_we
     ]
     again = [loss | {"command": command} for loss, (_, command) in zip(losses, tuning(), strict=False)]
     assert tuning([*again, tried[3]])[4:] == [a, b]
+    # As strict JSON has a loss that is NaN.
+    again[0] |= {"val_loss": None}
+    assert tuning([*again, tried[3]])[4:] == [a, b]
     assert len(tuning(smoke=True)) == 12, "trials and arms, as a GPU and as a CPU would run them"
 
 
