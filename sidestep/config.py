@@ -211,7 +211,8 @@ def build_method(config: TrainConfig) -> Method:
 
 def named_by_time(config: TrainConfig) -> Path:
     """The folder of a run that was given none."""
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.method}-{PurePath(config.data).name}"
+    words = (time.strftime("%Y%m%d-%H%M%S"), config.method, PurePath(config.data).name, f"seed{config.seed}")
+    return Path("runs") / "-".join(words)
 
 
 def flat(config: TrainConfig) -> dict[str, object]:

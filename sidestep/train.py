@@ -167,7 +167,7 @@ class Trainer:
         if "val" in row:
             score, shown = judged(self.assembly, row["val"])
             # A tie goes to the later epoch: where validation saturates, the rate was still high at the first.
-            if self.best is None or score >= self.best[0]:
+            if math.isfinite(score) and (self.best is None or score >= self.best[0]):
                 self.best = (score, self.engine.steps)
                 self.best_state = {k: v.clone() for k, v in to_parts(self.assembly.engine.inference_chain).items()}
                 self.write("selected", self.best_state)
@@ -189,12 +189,12 @@ class Trainer:
         return {name: list(values) for name, values in found.items()}
 
     def check_finite(self) -> None:
-        """Refuse to go on, or to save, once a loss or a parameter is infinite or NaN.
+        """Refuse to go on, or to save, once a loss, a parameter or a running statistic is infinite or NaN.
 
         Asked where the device is waited for anyway.  A NaN among the losses is no sign: a block may have none.
         """
-        parameters = (p for _, p in self.assembly.chain.named_parameters())
-        if self.loss_sum.isinf().any() or not all(bool(p.isfinite().all()) for p in parameters):
+        state = self.assembly.chain.state_dict().values()
+        if self.loss_sum.isinf().any() or not all(bool(tensor.isfinite().all()) for tensor in state):
             raise Diverged(
                 f"got a loss or parameters that are infinite or NaN by step {self.engine.steps}, expected finite ones; "
                 "start again with a lower --lr, or with --clip 1."

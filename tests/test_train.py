@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from sidestep.assemble import assemble
 from sidestep.config import TrainConfig, flat, resolve
 from sidestep.core.cell import Batch
 from sidestep.data.sources import load
+from sidestep.errors import Diverged
 from sidestep.progress import Progress
 from sidestep.run import load_run, to_parts
 from sidestep.train import DIAGNOSED, Trainer
@@ -118,12 +120,12 @@ def test_the_last_line_of_json_is_the_summary(tmp_path: Path, capsys: pytest.Cap
     assert all(line.startswith("sidestep: ") for line in err.splitlines())
 
 
-def test_without_out_the_folder_has_date_method_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_out_the_folder_has_date_method_data_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "backprop", *words(QUICK)]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     date, time, *rest = folder.name.split("-")
-    assert (len(date), len(time), rest) == (8, 6, ["backprop", "digits"])
+    assert (len(date), len(time), rest) == (8, 6, ["backprop", "digits", "seed0"])
     assert (folder / "summary.json").is_file()
 
 
@@ -175,6 +177,33 @@ def test_the_epoch_that_is_judged_is_the_one_that_was_asked_for(
     judged = to_parts(selected)
     assert judged.keys() == chosen.keys()
     assert all(torch.equal(judged[key], chosen[key]) for key in judged)
+
+
+def test_an_epoch_whose_loss_is_lost_is_not_the_one_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = iter([math.nan, 1.0, 1.2, 1.0])
+    evaluate = training.evaluate
+
+    def scripted(assembly: Any, source: Any, **more: Any) -> dict[str, object]:
+        found = evaluate(assembly, source, **more)
+        return found | ({"nll": [next(script)]} if source is assembly.data.val else {})
+
+    judge_with(scripted, monkeypatch)
+    own = {"model": "autoencoder", "model.width": "4", "epochs": "3"}
+    summary = trained("backprop", tmp_path, **own)
+    assert summary["selected"] == "best validation loss, epoch 2 of 3"
+
+
+@pytest.mark.parametrize("method", ["backprop", "backprop_checkpointed", "local_ce", "deep_supervision"])
+def test_smoothing_of_numbers_is_refused_before_there_is_a_folder(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", method, "--data", "digits", "--model", "autoencoder", "--label-smoothing", "0.1"]
+    assert cli.main([*line, "--out", str(tmp_path / "run")]) == 2
+    error = "sidestep: error: got label_smoothing=0.1 for targets that are numbers, expected 0.\n"
+    assert capsys.readouterr().err == error
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_validation_the_last_epoch_counts_if_it_was_asked_for(
@@ -301,6 +330,14 @@ def test_a_loss_that_is_lost_is_looked_for_once_an_epoch_and_before_a_save(
     with trainer.begin(None):
         trainer.train()
     assert asked == [7, 10, 14, 20]
+
+
+def test_a_running_statistic_that_is_infinite_is_lost_numbers_too() -> None:
+    trainer = Trainer(assemble(resolve("backprop", {"data": "digits", "model": "simplecnn_bn"})), quiet=True)
+    trainer.check_finite()
+    next(b for _, b in trainer.assembly.chain.blocks[0].named_buffers()).fill_(math.inf)
+    with pytest.raises(Diverged, match="infinite or NaN by step 0"):
+        trainer.check_finite()
 
 
 # ---------------------------------------------------------------------- time and progress

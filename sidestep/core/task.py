@@ -56,6 +56,9 @@ class Task(ABC):
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """The mean negative log-likelihood of the targets, (), in nats a label or a number."""
 
+    def check_smoothing(self, smoothing: object) -> None:  # noqa: B027  # of classes any will do
+        """Raises ValueError for label smoothing, a number or words, where there are no labels to smooth."""
+
     @abstractmethod
     def check_targets(self, x: Tensor, y: Tensor, *, values: bool) -> None:
         """Refuse targets y of inputs x that cannot be learnt from, by their shape and type, or by their values too."""
@@ -179,9 +182,12 @@ class Regression(Task):
 
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """Mean of `surprise`, ().  Raises ValueError for smoothing, which is of classes."""
+        self.check_smoothing(smoothing)
+        return self.surprise(answer, y).mean()
+
+    def check_smoothing(self, smoothing: object) -> None:
         if smoothing:
             raise ValueError(f"got label_smoothing={smoothing} for targets that are numbers, expected 0.")
-        return self.surprise(answer, y).mean()
 
     def check_targets(self, x: Tensor, y: Tensor, *, values: bool) -> None:
         if y.shape[1:] != self.shape or not y.is_floating_point():
