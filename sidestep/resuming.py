@@ -43,10 +43,10 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
             checkpoint.read_manifest(start)
     if not (folder / CONFIG).exists():
         return config, start
+    saved, now = read_settings(folder), settings(to_toml(config))
     check_not_lost(config, folder)
     if not config.resume:
         return config, None
-    saved, now = read_settings(folder), settings(to_toml(config))
     if not config.at:
         now["at"] = saved.get("at")  # the cut was resolved when the run began
     for key in dict.fromkeys([*saved, *now]):
