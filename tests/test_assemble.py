@@ -1,4 +1,4 @@
-"""From a configuration to what trains: the optimizer, and all that happens once a step."""
+"""From a configuration to what trains and judges: all that happens once a step, and evaluation in batches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidestep.assemble import Assembly, assemble
+from sidestep.assemble import EVAL_BATCH, Assembly, Data, assemble
 from sidestep.config import resolve
+from sidestep.core.task import Regression
+from sidestep.data.samples import Samples
+from sidestep.evaluate import evaluate
+from sidestep.measure import probes, readouts, regression
+from sidestep.measure.uncertainty import uncertainty
 
 # 1,438 samples are two batches: two epochs are four steps, of which half is the way up.  The rates are .1 times
 # 1/2, 1, (1 + cos 60)/2, (1 + cos 120)/2.
@@ -76,3 +81,78 @@ def test_a_configuration_trains_as_a_plain_loop_of_its_settings_bit_for_bit(flag
     # Names of the blocks and of the network are others, their order is the same.
     inference = [p for _, p in ours.engine.inference_chain.named_parameters()]
     assert all(torch.equal(a, b) for a, b in zip(inference, average.values(), strict=True))
+
+
+# ---------------------------------------------------------------------- batches of evaluation
+
+
+HELD = 359  # digits' test samples: one batch as it is, seven of 50 and one of 9, or one and a last one of one sample
+SMALLER = [50, HELD - 1]
+
+
+def taken(made: Assembly, steps: int = 3) -> Assembly:
+    for step in range(steps):
+        made.engine.step(made.batches(step))
+    return made
+
+
+def in_batches(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HELD < EVAL_BATCH
+    for module in ("assemble", "measure.probes"):
+        monkeypatch.setattr(f"sidestep.{module}.EVAL_BATCH", size)
+
+
+def close(found: object, expected: object) -> None:
+    """Products of batches of other sizes are added up in another order: float32 rounding of logits around 1."""
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SMALLER)
+def test_classes_are_judged_alike_however_many_batches_they_come_in(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With BatchNorm in blocks and heads, which in training mode would refuse the last sample alone."""
+    made = taken(assembled("sid", model="simplecnn_bn"))
+    test = made.data.test
+    assert test is not None and len(test) == HELD
+    whole, answers, sure = evaluate(made, test), readouts.collect(made, test), uncertainty(made, test)
+    sent = probes.collect(made, test, HELD - 2)
+    in_batches(size, monkeypatch)
+    parts = evaluate(made, test)
+    assert parts["accuracy"] == whole["accuracy"]
+    for name in ("nll", "brier"):  # ECE jumps where rounding moves a sample to another bin
+        close(parts[name], whole[name])
+    for name in ("D", "C", "e", "D_population"):
+        close(parts["descent"][name], whole["descent"][name])  # pyright: ignore[reportIndexIssue]  # it holds objects
+    logits, y = readouts.collect(made, test)
+    assert torch.equal(y, answers[1]) and logits.shape == answers[0].shape
+    torch.testing.assert_close(logits, answers[0], rtol=1e-5, atol=1e-5)  # as above, before any mean is taken
+    again = uncertainty(made, test)
+    assert again["samples"] == HELD and again["accuracy"] == sure["accuracy"]
+    close(again["nll"], sure["nll"])
+    features, labels = probes.collect(made, test, HELD - 2)
+    assert torch.equal(labels, sent[1])
+    for a, b in zip(features, sent[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SMALLER)
+def test_numbers_are_judged_alike_however_many_batches_they_come_in(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of floats: an image of bytes is answered by intensities that are drawn anew for every batch."""
+    torch.manual_seed(0)
+    x, y = torch.randn(HELD, 6), torch.randn(HELD, 3)
+    data = Data(Samples(x, y, ()), Samples(x[:99], y[:99], ()), test := Samples(x, y, ()), (), ())
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 6))
+    config = resolve("local_ce", {"blocks": 2, "batch_size": 32, "precision": "fp32", "device": "cpu"}, custom=True)
+    made = taken(assemble(config, data=data, model=net))
+    assert isinstance(made.task, Regression)
+    whole, every = evaluate(made, test), regression.deviations(made, test)
+    moments = regression.collect(made, test, slice(None))
+    in_batches(size, monkeypatch)
+    parts = evaluate(made, test)
+    close([parts["nll"], parts["rmse"]], [whole["nll"], whole["rmse"]])
+    found = regression.deviations(made, test)
+    assert found["samples"] == HELD
+    for name in ("nll", "scale", "nll_scaled", "nll_constant", "nll_per_number"):
+        close(found[name], every[name])
+    for a, b in zip(regression.collect(made, test, slice(None)), moments, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
