@@ -40,11 +40,11 @@ def card(assembly: Assembly, summary: dict[str, Any]) -> str:
     if data.mean:
         normalised = f"normalised by mean ({numbers(data.mean)}) and standard deviation ({numbers(data.std)})"
     judged = f"test {in_words('test', summary)}" if "test_nll" in summary else "not judged on test data"
-    meaning = "means, then log-precisions" if isinstance(assembly.task, Regression) else "logits"
+    numeric = isinstance(assembly.task, Regression)
+    metrics, meaning = ("", "means, then log-precisions") if numeric else ("\nmetrics: [accuracy]", "logits")
     return f"""---
 library_name: sidestep
-tags: [{config.method}]
-metrics: [accuracy]
+tags: [{config.method}]{metrics}
 ---
 # {config.model} trained by {config.method} on {config.data}
 
