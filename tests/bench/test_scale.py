@@ -26,9 +26,7 @@ def test_all_ways_are_predicted_and_measured() -> None:
     pipelines |= {f"ZBV, {m} micro-batches" for m in (4, 8, 16)}
     assert rows.keys() == pipelines | {"local_ce, 2 processes", "backprop, data parallel"}
     for row in rows.values():
-        for which in ("", "_plain"):
-            predicted = row[f"predicted{which}_ms"]
-            assert predicted > 0 and row[f"error{which}"] == pytest.approx(predicted / row["step_ms"] - 1)
+        assert row["predicted_ms"] > 0 and row["predicted_plain_ms"] > 0
     kinds = {"whole batch", "data parallel", *(f"{m} micro-batches" for m in (2, 4, 8, 16))}
     assert found["calibrations"].keys() == kinds and min(found["calibrations"].values()) > 0
     assert max(map(len, scale_table(found).splitlines())) <= 80
@@ -74,16 +72,21 @@ def test_predictions_are_made_of_what_the_parts_take() -> None:
 
 @pytest.mark.usefixtures("scripted")
 def test_beside_a_prediction_stands_the_one_with_the_plain_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both replicas are busy all the time: 15.5 s, times what their cores lose."""
-    row = {"name": "backprop, data parallel", "step_ms": 15500.0}
-    found = {"ranks": 2, "threads": 2, "calibration": 1.1, "calibrations": {"data parallel": 1.2}, "rows": [row]}
+    """Both replicas are busy all the time: 15.5 s, times what their cores lose.
+
+    Blocks are timed with whole batches, so that the plain factor is theirs; what is not predicted has no row.
+    """
+    times = {"backprop, data parallel": 15500.0, "local_ce, 2 processes": 1000.0, "local_ce, 1 process": 1.0}
+    rows = [{"name": name, "step_ms": ms} for name, ms in times.items()]
+    found = {"ranks": 2, "threads": 2, "calibration": 1.1, "calibrations": {"data parallel": 1.2}, "rows": rows}
     monkeypatch.setattr(scale.ranks, "run", lambda *_, **__: found)
     monkeypatch.setattr(scale.links, "measured", lambda: Links(Link(), Link(), Link()))
     monkeypatch.setattr(scale, "scale_table", lambda _: "")
     monkeypatch.setattr(scale.os, "cpu_count", lambda: 4)
-    [told] = scale.run(resolve("local_ce", CONFIG), 2)["rows"]
+    told, blocks = scale.run(resolve("local_ce", CONFIG), 2)["rows"]
     assert (told["predicted_ms"], told["predicted_plain_ms"]) == pytest.approx((18600.0, 17050.0))
     assert (told["error"], told["error_plain"]) == pytest.approx((0.2, 0.1))
+    assert blocks["predicted_ms"] == blocks["predicted_plain_ms"] == pytest.approx(1000 * (1 + blocks["error"]))
 
 
 def test_the_steps_of_a_turn_begin_together_and_messages_within_a_rank_are_free() -> None:
