@@ -37,7 +37,7 @@ class Case:
     isolated: bool  # every block's loss reaches its own parameters only
     naive: Callable[[Chain, Tensor, Tensor], Tensor]  # (chain, x, y) -> (), the sum of all objectives
     rate: float = 1e-2  # from which 64 samples are learnt by heart
-    is_mean: bool = True  # over samples, so that the objective of a batch is the mean of its halves'
+    is_mean: bool = True  # over samples, of nothing drawn, so that a batch's objective is the mean of its halves'
 
 
 linear_bll = partial(BLL, family="bernoulli", read_out="linear", likelihood="plug-in")
@@ -111,10 +111,18 @@ CASES = [
     ),
     Case(
         "bll-lifted",
-        BLL(twin="mirror", likelihood="plug-in"),
+        BLL(twin="mirror", likelihood="plug-in", read_out="lifted", head_width=16),
         True,
         partial(naive.bll, family="gaussian", lifted=True),
         rate=1e-3,
+    ),
+    Case(
+        "bll-sampled",
+        BLL(),
+        True,
+        partial(naive.bll, family="gaussian", lifted=True, sampled=True),
+        rate=1e-3,
+        is_mean=False,
     ),
     Case(
         "bll-gaussian",

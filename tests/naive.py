@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidestep.core.block import Chain
+from sidestep.core.keys import generator, key
 
 CLASSES = 5
 
@@ -128,6 +129,7 @@ def bll(
     least: float = 100.0,  # of a Gaussian's precision, whose mean is what comes out of the block
     chained: bool = True,  # every state made of the one after, or each of the classes
     lifted: bool = False,
+    sampled: bool = False,  # a lifted read-out sees a sample of rho: the first that training draws with seed 0
     classifier: bool = False,
     predicted: bool = True,  # a label's message is less its mean under the block's own prediction
     bootstrap: bool = False,  # the mean of rho goes up; Bernoulli only
@@ -175,7 +177,12 @@ def bll(
             centre = mu + m * own / precision
             kl = precision * (centre - mu) ** 2 / 2
             if lifted:
-                price = -(extras["lift"](centre.reshape(found.shape)) @ v.T).log_softmax(-1)
+                z = centre
+                if sampled:
+                    random = generator(key(key(0, 0, 0, block.index, "match"), "method"))
+                    noise = torch.randn(len(x), positions, mu.shape[1], generator=random)  # channels come last
+                    z = centre + noise.mT / precision.sqrt()
+                price = -(extras["lift"](z.reshape(found.shape)) @ v.T).log_softmax(-1)
             else:
                 here = (precision * centre).double()[:, None]  # of squares of hundreds a little is left
                 there = here + force  # (B, C, units, positions), rho times every message

@@ -25,7 +25,7 @@ from sidestep.errors import UsageError
 from sidestep.families import FAMILIES
 from sidestep.families.bernoulli import Bernoulli
 from sidestep.families.family import Family, inner
-from sidestep.families.gaussian import LEAST_SQUARE
+from sidestep.families.gaussian import LEAST_SQUARE, Gaussian
 from sidestep.methods.bll import BLL, mixture, of_label
 from sidestep.models.chained import Chained
 from sidestep.models.vit import vit_tiny
@@ -424,6 +424,19 @@ def test_to_first_order_in_m_a_centred_message_teaches_what_the_local_cross_entr
     ratios = [remainder(m) / remainder(m / 2) for m in (2e-3, 1e-3)]
     assert ratios == pytest.approx([4, 4], abs=0.05)  # what is left is of third order
     assert remainder(1e-3) < 0.02 * 1e-3 * local.norm().item()
+
+
+# ---- at a sample
+
+
+def test_at_a_sample_that_is_its_mean_the_default_is_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the noise is as large as it should be, the conformance tests' `bll-sampled` holds."""
+    sampled = engine_for(BLL())
+    plug_in = engine_for(BLL(likelihood="plug-in")).gradients(some_batch())
+    assert any(not torch.equal(g, plug_in[name]) for name, g in sampled.gradients(some_batch()).items())
+    monkeypatch.setattr(Gaussian, "sample", lambda self, natural, _: self.mean_latent(natural))  # pyright: ignore[reportUnknownLambdaType]  # setattr's
+    for name, gradient in sampled.gradients(some_batch()).items():
+        assert torch.equal(gradient, plug_in[name]), name
 
 
 # ---- m over training
