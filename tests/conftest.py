@@ -137,6 +137,8 @@ CASES = [
 
 MEANS = [case for case in CASES if case.is_mean]
 
+in_each_precision = pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+
 FIGURES: dict[str, list[float]] = {}
 """What tests of faults have measured, by what it is."""
 

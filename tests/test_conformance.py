@@ -18,7 +18,7 @@ from sidestep.engines.update import UpdateRule
 from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
-from tests.conftest import BLOCKS, CLASSES, MEANS, Case, adam, engine_for, sgd, small_net, some_batch
+from tests.conftest import BLOCKS, CLASSES, MEANS, Case, adam, engine_for, in_each_precision, sgd, small_net, some_batch
 
 
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -75,13 +75,14 @@ def test_another_seed_other_bits(case: Case) -> None:
     assert not states_equal(engines[0].state_dict(), engines[1].state_dict())
 
 
-def test_a_resumed_engine_continues_bit_for_bit(case: Case) -> None:
+@in_each_precision
+def test_a_resumed_engine_continues_bit_for_bit(case: Case, autocast: torch.dtype | None) -> None:
     rule = adam(clip=0.5, ema=0.9, schedule=lambda step: 1 / (1 + step))
-    straight = engine_for(case.method, rule=rule)
+    straight = engine_for(case.method, rule=rule, autocast=autocast)
     for step in range(3):
         straight.step(some_batch(step))
     saved = {k: v.clone() for k, v in straight.state_dict().items()}
-    resumed = engine_for(case.method, small_net(seed=99), rule)
+    resumed = engine_for(case.method, small_net(seed=99), rule, autocast=autocast)
     resumed.load_state_dict(saved)
     for engine in (straight, resumed):
         for step in range(3, 6):

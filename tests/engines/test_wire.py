@@ -16,7 +16,7 @@ from sidestep.engines.update import UpdateRule
 from sidestep.engines.wire import Edge, LocalWire, When, Work, in_turn
 from sidestep.methods.backprop import Backprop
 from sidestep.methods.local_ce import LocalCE
-from tests.conftest import BLOCKS, CASES, CLASSES, Case, adam, engine_for, sgd, small_net, some_batch
+from tests.conftest import BLOCKS, CASES, CLASSES, Case, adam, engine_for, in_each_precision, sgd, small_net, some_batch
 from tests.test_conformance import states_equal
 
 STEPS = 4
@@ -47,14 +47,15 @@ def merged(engines: list[Streaming]) -> dict[str, Tensor]:
 
 
 @every_share
+@in_each_precision
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_parameters_losses_and_answers_are_those_of_one_engine(
-    case: Case, shares: list[range], rule: UpdateRule
+    case: Case, shares: list[range], rule: UpdateRule, autocast: torch.dtype | None
 ) -> None:
     """With BatchNorm and dropout, and two micro-batches a step."""
-    alone = engine_for(case.method, rule=rule, accumulate=2)
+    alone = engine_for(case.method, rule=rule, accumulate=2, autocast=autocast)
     expected = [alone.step(some_batch(step)) for step in range(STEPS)]
-    wire, engines = shared_out(case, shares, rule, accumulate=2)
+    wire, engines = shared_out(case, shares, rule, accumulate=2, autocast=autocast)
     found = in_turn([training(engine) for engine in engines], wire)
     assert states_equal(merged(engines), alone.state_dict())
     for step, whole in enumerate(expected):
