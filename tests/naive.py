@@ -1,6 +1,7 @@
 """Each method's objective written straight from its paper, as one graph over the whole network: no engine, no program.
 
-Where the paper stops a gradient, `detach` stands.   B batch, C classes.
+Where the paper stops a gradient, `detach` stands.  Of numbers one a block, a shorter chain takes the first.   B batch,
+C classes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def backprop(chain: Chain, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tens
 def with_heads(chain: Chain, x: Tensor, y: Tensor, smoothings: list[float], isolated: bool) -> Tensor:
     """Lee et al. 2014, and Belilovsky et al. 2019 where `isolated`."""
     total = torch.zeros(())
-    for block, smoothing in zip(chain.blocks, smoothings, strict=True):
+    for block, smoothing in zip(chain.blocks, smoothings, strict=False):
         x = block.net(x.detach() if isolated else x)
         logits = block.extras["head"](x) if "head" in block.extras else x
         total = total + cross_entropy(logits, y, smoothing)
@@ -47,7 +48,7 @@ def sid(
     p = torch.full((len(x), CLASSES), 1 / CLASSES)
     h = x if chain.hub is None else chain.hub(x)
     total = torch.zeros(())
-    for block, alpha in zip(chain.blocks, alphas, strict=True):
+    for block, alpha in zip(chain.blocks, alphas, strict=False):
         before = p.detach()
         if chain.hub is None:
             h = block.net(h.detach())
@@ -73,7 +74,7 @@ def parallel_heads(chain: Chain, x: Tensor, y: Tensor, alphas: list[float], dire
     perfect = torch.full((len(x), CLASSES), 1 / CLASSES)
     h = x if chain.hub is None else chain.hub(x)
     total = torch.zeros(())
-    for block, alpha in zip(chain.blocks, alphas, strict=True):
+    for block, alpha in zip(chain.blocks, alphas, strict=False):
         if chain.hub is None:
             h = block.net(h.detach())
             p = block.extras["head"](h).softmax(-1)

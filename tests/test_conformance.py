@@ -18,7 +18,19 @@ from sidestep.engines.update import UpdateRule
 from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
-from tests.conftest import BLOCKS, CLASSES, MEANS, Case, adam, engine_for, in_each_precision, sgd, small_net, some_batch
+from tests.conftest import (
+    BLOCKS,
+    CASES,
+    CLASSES,
+    MEANS,
+    Case,
+    adam,
+    engine_for,
+    in_each_precision,
+    sgd,
+    small_net,
+    some_batch,
+)
 
 
 def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -38,14 +50,12 @@ def test_overfits_64_samples(case: Case) -> None:
     assert (last.argmax(-1) == y).float().mean() >= 0.98
 
 
-def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
-    """Gradients of every parameter against one plain autograd graph over the same network.
-
-    Tolerance: sums over classes, blocks and samples are taken in another order.  In float32 that is some 1e-6 of a
+def assert_gradients_are_naive(case: Case, blocks: int) -> None:
+    """Tolerance: sums over classes, blocks and samples are taken in another order.  In float32 that is some 1e-6 of a
     gradient's largest entry, of BLL's up to 4e-5, by CPU: a small entry is what large terms leave of each other.  The
     hand-worked case of BLL in `test_bll` is held to 1e-10 in float64.
     """
-    engine = engine_for(case.method, small_net(dropout=0.0))
+    engine = engine_for(case.method, small_net(dropout=0.0), blocks=blocks)
     x, y = some_batch()
     found = engine.gradients((x, y))
     parameters = dict(engine.chain.named_parameters())
@@ -54,6 +64,28 @@ def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
     for (name, gradient), naive in zip(found.items(), expected, strict=True):
         atol = max(1e-6, 1e-4 * float(naive.abs().max()))
         torch.testing.assert_close(gradient, naive, rtol=1e-4, atol=atol, msg=name)
+
+
+def test_equals_the_objective_written_from_the_paper(case: Case) -> None:
+    """Gradients of every parameter against one plain autograd graph over the same network."""
+    assert_gradients_are_naive(case, BLOCKS)
+
+
+ONE = [case for case in CASES if "," not in str(getattr(case.method, "alpha", ""))]
+"""Those that do not list a number for each of three blocks."""
+
+
+@pytest.mark.parametrize("one", ONE, ids=lambda case: case.id)
+def test_one_block_is_the_whole_network_taught_answering_and_exported(one: Case) -> None:
+    assert_gradients_are_naive(one, 1)
+    engine = engine_for(one.method, blocks=1)
+    engine.step(some_batch())
+    x = some_batch(1)[0]
+    (answer,) = engine.predict(x)
+    assert answer is not None and answer.shape == (16, CLASSES)
+    exported = one.method.export(engine.inference_chain).eval()
+    with torch.no_grad():
+        assert torch.equal(exported(x), answer)
 
 
 def test_same_seed_same_bits(case: Case) -> None:
