@@ -73,6 +73,14 @@ CASES: dict[str, dict[str, str]] = {
     "batchnorm-sgd-augmented": {"method": "sid", "model": "simplecnn_bn", "optimizer": "sgd", "augment": "crop:1,flip"},
     "batchnorm-adam-averaged": {"method": "backprop", "model": "resnet20", "optimizer": "adamw", "ema": "0.9"},
     "shared-extractor": {"method": "sid", "model": "simplecnn", "sid.form": "shared", "blocks": "3"},
+    "stacked": {
+        "method": "sid",
+        "engine": "stacked",
+        "model": "simplecnn",
+        "sid.form": "shared",
+        "ema": "0.9",
+        "clip": "0.5",
+    },
     "dropout-mixup": {
         "method": "deep_supervision",
         "model": "vit_tiny",
