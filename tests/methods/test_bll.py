@@ -746,17 +746,23 @@ def test_a_sample_is_drawn_apart_from_the_noise_of_the_blocks_own_layers(monkeyp
     assert agree == pytest.approx(0.5, abs=5 * (0.25 / 8000) ** 0.5)  # five standard errors; the seed is fixed
 
 
-@pytest.mark.parametrize("fields", [{}, {"read_out": "lifted"}, {"likelihood": "closed"}, {"predict": "classifier"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"read_out": "lifted"},
+        {"read_out": "lifted", "likelihood": "sample"},
+        {"likelihood": "closed"},
+        {"predict": "classifier"},
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_bfloat16_losses_are_finite_and_the_first_blocks_nearly_that_of_float32(
-    family: Any, fields: dict[str, Any]
-) -> None:
-    """bfloat16 has three decimals.  A Laplace's scales have heavy tails, of which later blocks make more."""
+def test_in_bfloat16_every_blocks_loss_is_nearly_that_of_float32(family: Any, fields: dict[str, Any]) -> None:
+    """A bfloat16 is rounded by up to 2^-9 of itself, and a loss is the mean of what comes of many, drawn alike."""
     method = linear_bll(family=family, **fields)
     half, full = (engine_for(method, closing_net(), autocast=dtype) for dtype in (torch.bfloat16, None))
     found, expected = half.step(some_batch()).loss, full.step(some_batch()).loss
-    assert found.isfinite().all()
-    torch.testing.assert_close(found[0], expected[0], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found, expected, rtol=2**-9, atol=0)
 
 
 def test_linear_twins_wait_for_nothing_and_a_chain_of_twins_for_all_blocks_after() -> None:

@@ -86,11 +86,15 @@ def test_the_answer_needs_no_target_and_is_what_is_exported(draws: int) -> None:
     assert all(a is not None and a.shape == (16, 2 * NUMBERS) for a in answers)
     exported = made.method.export(made.inference_chain).eval()
     assert answers[-1] is not None
-    torch.testing.assert_close(exported(x), answers[-1])
+    with torch.no_grad():
+        assert torch.equal(exported(x), answers[-1])
 
 
 def test_a_precision_that_is_learnt_is_that_of_the_errors() -> None:
-    """y = x + noise of deviation 0.5, which no network can predict."""
+    """y = x + noise of deviation 0.5, which no network can predict; the latents lose a little of x.
+
+    For six pairs of seeds, of data and of samples, deviations were 0.536 to 0.542, and within 2 % of the errors'.
+    """
     g = torch.Generator().manual_seed(2)
     x = torch.randn(4000, 4, generator=g)
     y = x[:, :NUMBERS] + 0.5 * torch.randn(4000, NUMBERS, generator=g)
@@ -101,10 +105,11 @@ def test_a_precision_that_is_learnt_is_that_of_the_errors() -> None:
         wide.step((x[part], y[part]))
     answer = wide.predict(x)[-1]
     assert answer is not None
-    _, log_precision = answer.chunk(2, 1)
+    mean, log_precision = answer.chunk(2, 1)
     deviation = (-0.5 * log_precision).exp().mean().item()
-    assert 0.45 < deviation < 0.75  # what the latents lose of x widens it
-    assert wide.task.loss(answer, y).item() < 0.5 * math.log(2 * math.pi) + 0.5 + math.log(0.75)
+    assert 0.5 < deviation < 0.56
+    assert deviation == pytest.approx((y - mean).square().mean().sqrt().item(), rel=0.04)
+    assert wide.task.loss(answer, y).item() < 0.5 * math.log(2 * math.pi) + 0.5 + math.log(0.56)
 
 
 @pytest.mark.parametrize(
