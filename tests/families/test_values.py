@@ -1,4 +1,7 @@
-"""Numbers worked by hand, the gradients of the Bernoulli objective, and refusals."""
+"""Numbers worked by hand, the gradients of the Bernoulli objective, and refusals.
+
+An expected value with a logarithm is close, not equal: in float32 that is rounded, and what it is made of too.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ def test_a_precision_is_the_softplus_of_the_output_and_never_reaches_0(family: G
 
 def test_a_gaussian_output_of_a_mean_gives_that_mean_whatever_the_precision() -> None:
     natural = Gaussian().to_natural(torch.tensor([[2.0, -5.0], [2.0, 5.0]]))
-    torch.testing.assert_close(Gaussian().mean_latent(natural), torch.tensor([[2.0], [2.0]]))
+    assert Gaussian().mean_latent(natural).tolist() == [[2.0], [2.0]]  # a product with 2 is not rounded
 
 
 @given(a=raws(Bernoulli()), b=raws(Bernoulli()), m=st.floats(0, 1))

@@ -593,6 +593,7 @@ def test_the_next_block_gets_the_mean_of_alpha_or_of_rho_in_training_and_of_alph
     engine.step((x, y))
     rho = law.tilted(raw[0], said[0][y], 0.5)
     expected = [latents.features(law.mean_told(natural)) for natural in (raw[0], rho)]
+    # Equal but for a Gaussian, whose mean mu is here what lam mu / lam is rounded to.
     torch.testing.assert_close(got[0], expected[bootstrap])
     assert not torch.allclose(expected[0], expected[1])
     engine.predict(x)
