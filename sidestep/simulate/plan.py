@@ -198,6 +198,8 @@ def at_rank(config: str, shares: str) -> dict[str, Any]:
         engine = ranks.engine(assembly)
         if not engine.is_first:
             assembly.engine.leave_to(engine)
+        chosen = assembly.engine.inference_chain.state_dict() if engine.is_first else {}
+        _selected = {name: value.clone() for name, value in chosen.items()}  # which a run has until it ends
         batches = [assembly.batches(n % assembly.batches.steps_per_epoch) for n in range(STEPS)]
         modules = [module for _, module in engine.parts.named]
         built = most_mb(device)
