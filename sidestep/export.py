@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from sidestep.assemble import Assembly
 from sidestep.core.task import Regression
+from sidestep.evaluate import by_loss
 from sidestep.files import write_bytes_atomic, write_text_atomic
 from sidestep.layout import AUDIT
 from sidestep.summary import in_words
@@ -40,8 +41,8 @@ def card(assembly: Assembly, summary: dict[str, Any]) -> str:
     if data.mean:
         normalised = f"normalised by mean ({numbers(data.mean)}) and standard deviation ({numbers(data.std)})"
     judged = f"test {in_words('test', summary)}" if "test_nll" in summary else "not judged on test data"
-    numeric = isinstance(assembly.task, Regression)
-    metrics, meaning = ("", "means, then log-precisions") if numeric else ("\nmetrics: [accuracy]", "logits")
+    meaning = "means, then log-precisions" if isinstance(assembly.task, Regression) else "logits"
+    metrics = "" if by_loss(assembly) else "\nmetrics: [accuracy]"
     return f"""---
 library_name: sidestep
 tags: [{config.method}]{metrics}
