@@ -44,6 +44,7 @@ EXPECTED: dict[str, tuple[list[list[int]], list[list[int]]]] = {
     "bll-bootstrapped": ([[0], [1], [2]], ALL),  # by the messages of a twin, not by gradients
     "bll-linear": ([[0], [1], [2]], NONE),
     "bll-lifted": ([[0], [1], [2]], ALL),
+    "bll-sampled": ([[0], [1], [2]], ALL),
     "bll-gaussian": ([[0], [1], [2]], ALL),
     "bll_released": ([[0], [1], [2]], NONE),
 }
