@@ -96,8 +96,8 @@ def record(path: Path, argv: list[str], result: Result) -> None:
 
 def without(argv: list[str], flag: str) -> list[str]:
     """The words but for a flag and its value, whether that is a word of its own or behind an equals sign."""
-    words = iter(argv)
-    return [word for word in words if not word.startswith(f"{flag}=") and not (word == flag and next(words, ""))]
+    values = {i + 1 for i, word in enumerate(argv) if word == flag}
+    return [word for i, word in enumerate(argv) if i not in values and word.partition("=")[0] != flag]
 
 
 def overview() -> str:

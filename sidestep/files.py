@@ -93,22 +93,22 @@ def _plain(value: object) -> object:
 def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
     """Add one line, in place of a last one that a crash has torn; several processes may do so at once.
 
-    A last line that is whole but for its end, as an editor may leave it, stays.
-
-    It outlives the process; not synced, so the machine's own death may cost the last lines.
+    A last line that only lacks its end, as an editor may leave it, stays.  What is added outlives the process; it is
+    not synced, so the machine's own death may cost the last lines.
     """
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()
-        last = before[before.rfind(b"\n") + 1 :]
-        if not is_json(last):
-            file.truncate(len(before) - len(last))
-            last = b""
-        file.write((b"\n" if last else b"") + strict_json(row).encode() + b"\n")
+        whole = before.rfind(b"\n") + 1
+        if _is_json(before[whole:]):
+            file.write(b"\n")
+        else:
+            file.truncate(whole)
+        file.write(strict_json(row).encode() + b"\n")
 
 
-def is_json(text: bytes) -> bool:
+def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
     except ValueError:

@@ -56,7 +56,7 @@ class Task(ABC):
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """The mean negative log-likelihood of the targets, (), in nats a label or a number."""
 
-    def check_smoothing(self, smoothing: object) -> None:  # noqa: B027  # of classes any will do
+    def check_smoothable(self, smoothing: object) -> None:  # noqa: B027  # where there are labels nothing is refused
         """Raises ValueError for label smoothing, a number or words, where there are no labels to smooth."""
 
     @abstractmethod
@@ -182,10 +182,10 @@ class Regression(Task):
 
     def loss(self, answer: Tensor, y: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
         """Mean of `surprise`, ().  Raises ValueError for smoothing, which is of classes."""
-        self.check_smoothing(smoothing)
+        self.check_smoothable(smoothing)
         return self.surprise(answer, y).mean()
 
-    def check_smoothing(self, smoothing: object) -> None:
+    def check_smoothable(self, smoothing: object) -> None:
         if smoothing:
             raise ValueError(f"got label_smoothing={smoothing} for targets that are numbers, expected 0.")
 

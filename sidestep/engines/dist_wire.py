@@ -145,7 +145,7 @@ class _Receiver(threading.Thread):
         if isinstance(found, Exception):
             self.ended = found
             if isinstance(found, WireError):
-                raise WireError(f"{edge}: {str(found).removesuffix('.')}.")
+                raise WireError(f"{edge}: {found}.")
             raise WireError(f"{edge}: rank {self.called} is gone ({cause(found)}).") from found
         arrived, message = found
         if arrived != edge:
@@ -160,7 +160,8 @@ class _Receiver(threading.Thread):
             while True:
                 edge, message = self._next()
                 if edge.what == FAREWELL:
-                    raise WireError(f"rank {self.called} has ended: {message[0].numpy().tobytes().decode()}")
+                    reason = message[0].numpy().tobytes().decode().removesuffix(".")
+                    raise WireError(f"rank {self.called} has ended: {reason}")
                 self.arrived.put((edge, message))
         except Exception as error:  # whatever it is, who waits must hear of it
             self.arrived.put(error)

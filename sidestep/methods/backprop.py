@@ -37,7 +37,7 @@ class Backprop(Method):
         smoothings(self.label_smoothing)
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
-        task.check_smoothing(self.label_smoothing)
+        task.check_smoothable(self.label_smoothing)
         slices = plan(model, task.sample)
         nets = slices.nets_for(task)
         smoothings(self.label_smoothing, len(nets))

@@ -41,7 +41,7 @@ class LocalHeads(Method, ABC):
         self.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
-        task.check_smoothing(self.label_smoothing)
+        task.check_smoothable(self.label_smoothing)
         slices = plan(model, task.sample)
         count = len(slices.bodies)
         smoothings(self.label_smoothing, count)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from sidestep.nn.decoders import MapDecoder
 
@@ -32,11 +31,9 @@ def test_features_become_maps_of_the_size_asked_for(shape: tuple[int, ...], kind
 def test_a_linear_decoder_gives_every_position_numbers_of_its_own() -> None:
     """Two positions side by side, doubled: channel 2 i + j of a position is row i and column j of its square."""
     decoder = MapDecoder(torch.Size([4, 1, 2]), 1, torch.Size([2, 4]), "linear")
-    first = decoder.layers[0]
-    assert isinstance(first, nn.Conv2d) and first.bias is not None
-    with torch.no_grad():
-        first.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
-        first.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.5]))
+    decoder.layers[0].load_state_dict(
+        {"weight": torch.eye(4).view(4, 4, 1, 1), "bias": torch.tensor([0.0, 0.0, 0.0, 0.5])}
+    )
     h = torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [4.0, 8.0]]).view(1, 4, 1, 2)
     assert torch.equal(decoder(h), torch.tensor([[1.0, 2.0, 5.0, 6.0], [3.0, 4.5, 7.0, 8.5]]).view(1, 1, 2, 4))
 
@@ -44,11 +41,9 @@ def test_a_linear_decoder_gives_every_position_numbers_of_its_own() -> None:
 def test_what_is_too_large_is_interpolated() -> None:
     """Of 2 x 2 features 6 x 4 maps: three times as large, 6 x 6, whose rows are then 4 numbers, here all alike."""
     decoder = MapDecoder(torch.Size([2, 2, 2]), 1, SIZE, "linear")
-    first = decoder.layers[0]
-    assert isinstance(first, nn.Conv2d) and first.bias is not None
-    with torch.no_grad():
-        first.weight.copy_(torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(9, 2, 1, 1))
-        first.bias.fill_(0.5)
+    decoder.layers[0].load_state_dict(
+        {"weight": torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(9, 2, 1, 1), "bias": torch.full((9,), 0.5)}
+    )
     h = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     # The weights of an interpolation sum to 1 but for rounding.
     torch.testing.assert_close(decoder(h), torch.full((1, 1, 6, 4), 2.5))
