@@ -52,7 +52,7 @@ from sidestep.core.program import Down, Each, Program, Up
 from sidestep.core.task import Classification, Regression, Task
 from sidestep.core.units import evaluating
 from sidestep.families.family import Family, cross_entropy_bound, inner
-from sidestep.nn.latents import Latents, Passed, ReadOut, answer_at, answer_of, lifting, opened
+from sidestep.nn.latents import Latents, Passed, ReadOut, answer_at, answer_of, lifted_width, lifting, opened
 from sidestep.nn.mixing import mixing
 from sidestep.nn.tiles import Rows, tiled
 from sidestep.nn.twins import Twin, twins
@@ -60,7 +60,7 @@ from sidestep.nn.twins import Twin, twins
 from .bll_fields import Fields
 from .bll_theory import diagnose
 from .latent_block import Said, numbers, parts, surprise
-from .local_heads import head_for
+from .local_heads import head_for, norms
 
 
 @final
@@ -72,25 +72,35 @@ class BLL(Fields):
 
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
-        lift = self.fitted(task, slices.features).read_out == "lifted"
-        law, count = self.law(), len(slices.bodies)
+        lift = self.fitted(task, slices).read_out == "lifted"
+        law, count, normed = self.law(), len(slices.bodies), self.normed(slices)
         # Where the mean is the network's output, the block keeps its activation: else it would have none.
         ends = [(body, None) if law.mean_is_output else opened(body) for body in slices.bodies]
         latents = [
-            Latents(law, shape, mapped=closing is None, per_token=task.per_token)
-            for shape, (_, closing) in zip(slices.features, ends, strict=True)
+            Latents(law, shape, mapped=closing is None, norm=norm, per_token=task.per_token)
+            for shape, (_, closing), norm in zip(slices.features, ends, norms(slices), strict=True)
         ]
         of_classes = isinstance(task, Classification)
-        targets, embedding = (task.num_classes, self.head_width if lift else 0) if of_classes else (numbers(task), 0)
-        back = twins(self.twin, latents, targets, self.twin_width, embedding, one_hot=of_classes)
+        targets = task.num_classes if of_classes else numbers(task)
+        lengths = [
+            lifted_width(shape, self.head, self.head_width, norm=norm)
+            for shape, norm in zip(slices.features, normed, strict=True)
+            if lift
+        ]
+        back = twins(self.twin, latents, targets, self.twin_width, lengths, one_hot=of_classes)
         blocks: list[Block] = []
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
             if isinstance(task, Regression):
-                extras["lift"] = head_for(task, slices.features[k], self.head, self.head_width, self.head_depth)
+                extras["lift"] = head_for(task, slices, k, self.head, self.head_width, self.head_depth)
             elif lift:
                 extras["lift"] = lifting(
-                    slices.features[k], self.head, self.head_width, self.head_depth, per_token=task.per_token
+                    slices.features[k],
+                    self.head,
+                    self.head_width,
+                    self.head_depth,
+                    norm=normed[k],
+                    per_token=task.per_token,
                 )
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout

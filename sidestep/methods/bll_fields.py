@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import torch
-
+from sidestep.core.cut import Slices
 from sidestep.core.method import Method
 from sidestep.core.task import Regression, Task
 from sidestep.families import family_class
@@ -17,6 +15,8 @@ from sidestep.nn.heads import HIDDEN, HeadKind, check_hidden
 from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.per_block import check_smoothing
 from sidestep.nn.twins import TwinKind
+
+from .local_heads import norms
 
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["sample", "closed", "plug-in"]
@@ -39,8 +39,8 @@ class Fields(Method):
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"  # the network back from the targets: a map a block, a chain, or the blocks mirrored
     twin_width: int = 128  # W, of twin mlp
-    read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; auto: on images
-    head: HeadKind = "auto"  # lifted: the kind of that map
+    read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; linear; auto
+    head: HeadKind = "auto"  # lifted: that map is a local head of this kind but for its last layer
     head_width: int = 128  # lifted, or a decoder of numbers: channels or hidden units
     head_depth: int = 1  # the same: hidden layers
     predict: Literal["twin", "classifier"] = "twin"  # what answers, and is exported
@@ -85,13 +85,17 @@ class Fields(Method):
                 "read_out='linear', or detach='kl'."
             )
 
-    def fitted(self, task: Task, shapes: Sequence[torch.Size]) -> Self:
-        """With the read-out that blocks' features of these shapes get.
+    def normed(self, slices: Slices) -> list[bool]:
+        """Whether a lifted read-out of each block has to normalise: where no map to natural parameters does so."""
+        return [norm and self.law().mean_is_output for norm in norms(slices)]
+
+    def fitted(self, task: Task, slices: Slices) -> Self:
+        """With the read-out that these blocks get; auto: lifted where a local head is more than a linear layer.
 
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
-        images = any(len(shape) == 3 for shape in shapes)
-        lifted = images if self.read_out == "auto" else self.read_out == "lifted"
+        more = any(len(shape) == 3 or norm for shape, norm in zip(slices.features, self.normed(slices), strict=True))
+        lifted = more if self.read_out == "auto" else self.read_out == "lifted"
         if self.draws and self.likelihood == "plug-in" and (lifted or isinstance(task, Regression)):
             raise ValueError(
                 "got draws and likelihood='plug-in' with a read-out that is a network, whose running statistics are "
@@ -107,6 +111,7 @@ class Fields(Method):
         where = ("read_out", ("lifted",))
         chosen = replace(self, read_out="lifted" if lifted else "linear")
         chosen.check_read({"head": where, "head_width": where, "head_depth": where})
+        chosen.check_read({"head_width": HIDDEN, "head_depth": HIDDEN})
         return chosen
 
     def law(self) -> Family:

@@ -9,18 +9,17 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
-from sidestep.core.cut import CutPlan
+from sidestep.core.cut import CutPlan, Slices
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Regression, Task
 from sidestep.nn.decoders import MapDecoder
-from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden
+from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden, needs_norm
 from sidestep.nn.per_block import smoothings
 
 
@@ -46,9 +45,7 @@ class LocalHeads(Method, ABC):
         count = len(slices.bodies)
         smoothings(self.label_smoothing, count)
         with_head = count if self.last == "head" else count - 1
-        heads = [
-            head_for(task, shape, self.head, self.head_width, self.head_depth) for shape in slices.features[:with_head]
-        ]
+        heads = [head_for(task, slices, k, self.head, self.head_width, self.head_depth) for k in range(with_head)]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":
             blocks.append(Block(count - 1, count, slices.nets_for(task)[-1]))
@@ -71,14 +68,21 @@ class LocalHeads(Method, ABC):
         return cell.task.loss(read_out(cell.block, out), cell.y, smoothing)
 
 
-def head_for(task: Task, shape: torch.Size, kind: HeadKind, width: int, depth: int) -> Head | MapDecoder:
-    """What makes a block's features (B, *shape) an answer to the task.
+def norms(slices: Slices) -> list[bool]:
+    """Whether a read-out of each block has to normalise what it reads."""
+    return [needs_norm(body, shape) for body, shape in zip(slices.bodies, slices.features, strict=True)]
+
+
+def head_for(task: Task, slices: Slices, k: int, kind: HeadKind, width: int, depth: int) -> Head | MapDecoder:
+    """What makes the features of block k an answer to the task.
 
     Raises ValueError for a kind that they do not admit.
     """
+    shape = slices.features[k]
     if isinstance(task, Regression) and len(task.shape) > 1:
         return MapDecoder(shape, task.outputs, task.shape[1:], kind, width=width, depth=depth)
-    return Head(shape, task.outputs, kind, width=width, depth=depth, per_token=task.per_token)
+    norm = norms(slices)[k]
+    return Head(shape, task.outputs, kind, width=width, depth=depth, norm=norm, per_token=task.per_token)
 
 
 def read_out(block: Block, out: Tensor) -> Tensor:

@@ -49,8 +49,10 @@ from sidestep.nn.beliefs import (
     read_out,
     uniform,
 )
-from sidestep.nn.heads import HIDDEN, Head, HeadKind, Pool, check_hidden, pooled_width
+from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden, pooled_width, pooling
 from sidestep.nn.per_block import PerBlock, alphas, check_smoothing, remainders
+
+from .local_heads import norms
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class SID(Method):
                 for _ in range(plan.blocks)
             ]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
-            pool = nn.Identity() if task.per_token else Pool()
-            return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], pool))
+            read = pooling(width, norm=norms(whole)[-1], per_token=task.per_token)
+            return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], read))
         slices = plan(model, task.sample)
         heads = [
             Head(
@@ -113,9 +115,10 @@ class SID(Method):
                 belief=seen,
                 width=self.head_width,
                 depth=self.head_depth,
+                norm=norm,
                 per_token=task.per_token,
             )
-            for shape in slices.features
+            for shape, norm in zip(slices.features, norms(slices), strict=True)
         ]
         blocks = [
             Block(i, len(heads), body, head=head)

@@ -22,6 +22,12 @@ class Pool(nn.Module):
         return h.mean(1) if h.dim() == 3 else h
 
 
+def pooling(width: int, *, norm: bool = False, per_token: bool = False) -> nn.Sequential:
+    """What comes first of all that reads features: LayerNorm of every vector or token, if asked; and the pool."""
+    layers: list[nn.Module] = [nn.LayerNorm(width, eps=1e-6)] if norm else []
+    return nn.Sequential(*layers, *([] if per_token else [Pool()]))
+
+
 def pooled_width(shape: torch.Size) -> int:
     """D after `Pool`, from one sample's feature shape."""
     return shape[-1] if len(shape) == 2 else shape[0]
@@ -43,12 +49,34 @@ def check_hidden(width: int, depth: int) -> None:
             raise ValueError(f"got {name}={value}, expected at least 1; head=linear has no hidden layer.")
 
 
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
+PASSING = (nn.Dropout, nn.Identity)
+
+
+def needs_norm(body: nn.Module, shape: torch.Size) -> bool:
+    """Whether a read-out of a block has to normalise what it reads: vectors or tokens that neither an activation nor a
+    norm has left, as a sum of residual branches, which grows with every branch.
+
+    The classifier of a transformer does so for the same reason.  shape: of one sample's features.
+    """
+    if len(shape) == 3:
+        return False
+    last = body
+    while type(last) is nn.Sequential:
+        kept = [module for module in last if not isinstance(module, PASSING)]
+        if not kept:
+            break
+        last = kept[-1]
+    return not isinstance(last, (*ACTIVATIONS, *NORMS))
+
+
 class Head(nn.Module):
     """Features of a block, and an optional belief beside them, to logits.
 
-    linear: pool, then a linear map.  conv: at most 8 x 8 positions, `depth` 3 x 3 convolutions with BatchNorm and ReLU,
-    then as linear.  mlp: `depth` hidden layers after the pool.  auto: conv for feature maps, linear for the rest.
-    per_token: nothing is pooled, every token has logits of its own.
+    norm: LayerNorm first, of every vector or token.  linear: pool, then a linear map.  conv: at most 8 x 8 positions,
+    `depth` 3 x 3 convolutions with BatchNorm and ReLU, then as linear.  mlp: `depth` hidden layers after the pool.
+    auto: conv for feature maps, linear for the rest.  per_token: nothing is pooled, every token has logits of its own.
     """
 
     def __init__(
@@ -60,6 +88,7 @@ class Head(nn.Module):
         belief: int = 0,
         width: int = 128,
         depth: int = 1,
+        norm: bool = False,
         per_token: bool = False,
     ) -> None:
         super().__init__()
@@ -72,7 +101,7 @@ class Head(nn.Module):
         check_hidden(width, depth)
         self.classes, self.per_token = outputs, per_token
         features = pooled_width(shape)
-        self.trunk: nn.Module = nn.Identity() if per_token else Pool()
+        self.trunk = pooling(features, norm=norm, per_token=per_token)
         if kind == "conv" or (kind == "auto" and spatial):
             small = min(shape[1], 8), min(shape[2], 8)
             shrink = nn.AdaptiveAvgPool2d(small) if small != tuple(shape[1:]) else nn.Identity()

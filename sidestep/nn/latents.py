@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.families.family import Family, at_least_float32, inner
 
-from .heads import Head, HeadKind, pooled_width
-
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
+from .heads import ACTIVATIONS, Head, HeadKind, pooled_width
 
 
 def opened(body: nn.Sequential) -> tuple[nn.Sequential, nn.Module | None]:
@@ -46,7 +44,8 @@ class Latents(nn.Module):
     """Makes a block's output (B, *shape) the natural parameters of its latents, and what is passed on of those.
 
     shape: of one sample's features: (D,), (D, H, W), or (T, D) tokens.  mapped: with a linear map of the block's own
-    (1 x 1 on feature maps), as for one that ends in a sum.  per_token: a law for every token of (T, D).
+    (1 x 1 on feature maps), as for one that ends in a sum; norm: and a LayerNorm before it.  per_token: a law for every
+    token of (T, D).
 
     Where a family's mean is the network's output, as a Gaussian's, the features are the mean, and nothing is mapped:
     what there is besides takes a few numbers a channel.  (A map of all channels doubled what a multilayer perceptron
@@ -59,6 +58,7 @@ class Latents(nn.Module):
         shape: torch.Size,
         *,
         mapped: bool,
+        norm: bool = False,
         per_token: bool = False,
     ) -> None:
         super().__init__()
@@ -73,11 +73,11 @@ class Latents(nn.Module):
         if mapped and not family.mean_is_output:
             d = self.channels
             made = nn.Conv2d(d, d, 1) if len(shape) == 3 else nn.Linear(d, d)
-            # The network starts out as it is without latents.
+            # The network starts out as it is without latents, or normalised here.
             nn.init.eye_(made.weight.data.flatten(1))
             assert made.bias is not None
             nn.init.zeros_(made.bias)
-            self.map = made
+            self.map = nn.Sequential(nn.LayerNorm(d, eps=1e-6), made) if norm else made
 
     def raw(self, h: Tensor) -> Tensor:
         """The block's output, (B, *shape), as what `Family.around` takes, (..., S, D)."""
@@ -166,14 +166,29 @@ def answer_at(latents: Latents, told: Tensor, weights: Tensor | None, lift: nn.M
     return found if weights is None else found @ weights.mT
 
 
-def lifting(shape: torch.Size, kind: HeadKind, width: int, depth: int, *, per_token: bool = False) -> Head:
-    """A learned map of what is passed on, to (..., width): a local head but for its last linear layer.
+def lift_kind(shape: torch.Size, kind: HeadKind, *, norm: bool = False) -> HeadKind:
+    """That of the local head which is a lifted read-out but for its last layer; mlp where it would have no other.
 
-    Raises ValueError for kind=linear, which has no other layer.
+    Raises ValueError for kind=linear there.
     """
-    if kind == "linear":
+    if kind == "linear" and not norm:
         raise ValueError("got head='linear' for a lifted read-out, expected conv or mlp; use read_out='linear'.")
-    vector = len(shape) != 3 or shape[1] * shape[2] == 1
-    head = Head(shape, 1, "mlp" if kind == "auto" and vector else kind, width=width, depth=depth, per_token=per_token)
+    if kind != "auto":
+        return kind
+    spatial = len(shape) == 3 and shape[1] * shape[2] > 1
+    return "conv" if spatial else "linear" if norm else "mlp"
+
+
+def lifting(
+    shape: torch.Size, kind: HeadKind, width: int, depth: int, *, norm: bool = False, per_token: bool = False
+) -> Head:
+    """A learned map of what is passed on, to (..., L): a local head but for its last linear layer."""
+    kind = lift_kind(shape, kind, norm=norm)
+    head = Head(shape, 1, kind, width=width, depth=depth, norm=norm, per_token=per_token)
     head.out = nn.Sequential(*list(head.out)[:-1])
     return head
+
+
+def lifted_width(shape: torch.Size, kind: HeadKind, width: int, *, norm: bool = False) -> int:
+    """L."""
+    return pooled_width(shape) if lift_kind(shape, kind, norm=norm) == "linear" else width

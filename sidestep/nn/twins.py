@@ -66,9 +66,15 @@ class Twin(nn.Module):
 
 
 def twins(
-    kind: TwinKind, latents: Sequence[Latents], targets: int, width: int, lifted: int = 0, *, one_hot: bool = True
+    kind: TwinKind,
+    latents: Sequence[Latents],
+    targets: int,
+    width: int,
+    lifted: Sequence[int] = (),
+    *,
+    one_hot: bool = True,
 ) -> list[Twin]:
-    """The twin of every block, the first block's first.  width: W, of mlp; lifted: that of the embeddings, 0 for none.
+    """The twin of every block, the first block's first.  width: W, of mlp; lifted: L of a block's embeddings, if any.
 
     targets: how many classes there are, or else how many numbers are to be predicted.
 
@@ -79,7 +85,7 @@ def twins(
         raise unknown("twin", kind, get_args(TwinKind))
     made: list[Twin] = []
     state, dense = (torch.eye(targets), False) if one_hot else (torch.randn(PROBES, targets), True)
-    for own in reversed(latents):
+    for own, length in reversed(list(zip(latents, lifted or [0] * len(latents), strict=True))):
         mirrored = own.shape[-1:] if own.per_token else own.shape
         shape = {"linear": state.shape[1:], "mlp": torch.Size([width]), "mirror": mirrored}[kind]
         step: nn.Module = nn.Identity()
@@ -88,12 +94,12 @@ def twins(
             if kind == "mlp" and made:
                 step = Residual(step, 1 / len(latents))
         say = pointwise(shape, own.channels)
-        embed = nn.Linear(shape.numel(), lifted, bias=False) if lifted else None
+        embed = nn.Linear(shape.numel(), length, bias=False) if length else None
         with torch.no_grad():
             state = step(state)
             begin(say, state, own.channels)
             if embed is not None:
-                begin(embed, state.flatten(1), lifted)
+                begin(embed, state.flatten(1), length)
         read = None if embed is None else reading(embed, dense)
         made.append(Twin(step, reading(say, dense), own, targets if one_hot else 0, read))
     return made[::-1]

@@ -28,6 +28,7 @@ from sidestep.families.family import Family, inner
 from sidestep.families.gaussian import LEAST_SQUARE, Gaussian
 from sidestep.methods.bll import BLL, mixture, of_label
 from sidestep.models.chained import Chained
+from sidestep.models.mlp import ResidualMLP
 from sidestep.models.vit import vit_tiny
 from sidestep.nn import tiles
 from sidestep.nn.heads import Pool
@@ -850,10 +851,12 @@ def test_what_does_not_fit_the_network_is_refused_when_it_is_cut(fields: dict[st
         engine_for(linear_bll(**fields))
 
 
-def test_images_are_read_by_a_learned_map_and_vectors_linearly_unless_asked_otherwise() -> None:
-    vectors = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, CLASSES))
-    for model, images in ((small_net(), True), (vectors, False)):
-        for method, lifted in ((BLL(), images), (BLL(read_out="linear"), False), (BLL(read_out="lifted"), True)):
+def test_read_outs_are_lifted_where_a_local_head_has_another_layer_unless_asked_otherwise() -> None:
+    layers = [nn.Flatten(), nn.Linear(2 * 8 * 8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()]
+    vectors = nn.Sequential(*layers, nn.Linear(6, CLASSES))
+    sums = nn.Sequential(*layers, ResidualMLP(6, 1), nn.Linear(6, CLASSES))
+    for model, more in ((small_net(), True), (vectors, False), (sums, True)):
+        for method, lifted in ((BLL(), more), (BLL(read_out="linear"), False), (BLL(read_out="lifted"), True)):
             blocks = engine_for(method, model, blocks=2).chain.blocks
             assert all(("lift" in block.extras) is lifted for block in blocks)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sidestep.engines.update import UpdateRule
 from sidestep.methods.local_ce import LocalCE
-from tests.conftest import engine_for, small_net, some_batch
+from sidestep.models.mlp import resmlp
+from tests.conftest import CLASSES, engine_for, small_net, some_batch
 
 STEPS = 3
 
@@ -84,3 +85,18 @@ def test_the_last_block_may_have_a_head_like_the_others_which_is_exported_with_i
     assert exported == nets + sum(p.numel() for p in engine.chain.blocks[-1].extras.parameters())
     with pytest.raises(ValueError, match="got last='both', expected one of classifier, head"):
         LocalCE(last="both")  # pyright: ignore[reportArgumentType]  # the wrong word is the test
+
+
+def test_heads_on_sums_of_residual_branches_normalise_them_as_the_classifier_does() -> None:
+    model = resmlp((2, 8, 8), CLASSES, depth=3, width=6)
+    x, _ = some_batch()
+    for block in engine_for(LocalCE(), model).chain.blocks[:-1]:
+        head = block.extras["head"]
+        parameters = dict(head.named_parameters())
+        assert sorted(parameters) == ["out.0.bias", "out.0.weight", "trunk.0.bias", "trunk.0.weight"]
+        with torch.no_grad():
+            x = block.net(x)
+            parameters["trunk.0.weight"].copy_(torch.arange(6))
+            normalised = F.layer_norm(x, (6,), parameters["trunk.0.weight"], parameters["trunk.0.bias"], 1e-6)
+            expected = F.linear(normalised, parameters["out.0.weight"], parameters["out.0.bias"])
+        assert torch.equal(head(x), expected)

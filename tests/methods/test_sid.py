@@ -21,6 +21,7 @@ from sidestep.engines.streaming import Streaming
 from sidestep.engines.update import UpdateRule
 from sidestep.measure.descent import QUANTILES, summarise
 from sidestep.methods.sid import SID
+from sidestep.models.mlp import resmlp
 from sidestep.nn.beliefs import Direction, local_objective, population
 from tests.conftest import BLOCKS, CLASSES, engine_for, some_batch
 
@@ -258,6 +259,19 @@ def test_the_shared_form_keeps_everything_but_the_classifier() -> None:
         [layer.weight.shape for layer in b.modules() if isinstance(layer, nn.Linear)] for b in engine.chain.blocks
     ]
     assert widths == [[(32, 16 + CLASSES), (CLASSES, 32)]] * BLOCKS
+
+
+def test_sums_of_residual_branches_are_normalised_before_they_are_read() -> None:
+    torch.manual_seed(0)
+    model, x = resmlp((2, 8, 8), CLASSES, depth=3, width=6), some_batch()[0]
+    body = nn.Sequential(*list(model.chain().values())[:-1])
+    with torch.no_grad():
+        expected = F.layer_norm(body(x), (6,), eps=1e-6)
+        hub = engine_for(SID(form="shared"), model).chain.hub
+        assert hub is not None and torch.equal(hub(x), expected)
+        last = engine_for(SID(belief="none"), model).chain.blocks[-1]
+        out = last.extras["head"].get_submodule("out")
+        assert torch.equal(last.extras["head"](body(x)), out(expected))
 
 
 def test_the_trunk_form_shares_nothing_and_leaves_the_classifier_out() -> None:

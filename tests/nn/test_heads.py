@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidestep.models.mlp import ResidualMLP
 from sidestep.nn.beliefs import BeliefModule
-from sidestep.nn.heads import Head, Pool, pooled_width
+from sidestep.nn.heads import Head, Pool, needs_norm, pooled_width
 
 
 def linear(head: Head, index: int = -1) -> nn.Linear:
@@ -57,6 +58,38 @@ def test_an_mlp_head_by_hand() -> None:
     fill(linear(head, 0), [[1.0], [-1.0]], [-1.0, 0.0])
     fill(linear(head), [[5.0, 7.0]], [1.0])
     assert torch.equal(head(torch.tensor([[3.0]])), torch.tensor([[11.0]]))
+
+
+def test_a_head_on_sums_normalises_every_token_before_the_pool() -> None:
+    """(0, 2) and (6, 2) become (-1, 1) and (1, -1), so with weights (-1, 10) and a bias of 3 they answer 14 and -8."""
+    head = Head(torch.Size([2, 2]), 1, norm=True)
+    fill(linear(head), [[-1.0, 10.0]], [3.0])
+    h = torch.tensor([[[0.0, 2.0], [0.0, 2.0]], [[0.0, 2.0], [6.0, 2.0]]])
+    # The variance gets 1e-6 more.
+    torch.testing.assert_close(head(h), torch.tensor([[14.0], [3.0]]), rtol=0, atol=1e-4)
+    each = Head(torch.Size([2, 2]), 1, norm=True, per_token=True)
+    each.load_state_dict(head.state_dict())
+    torch.testing.assert_close(each(h), torch.tensor([[[14.0], [14.0]], [[14.0], [-8.0]]]), rtol=0, atol=1e-4)
+
+
+RESIDUAL = ResidualMLP(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "needed"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (4,), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.GELU(), nn.Dropout(), nn.Identity())), (4,), False),
+        (nn.Sequential(RESIDUAL, nn.LayerNorm(4)), (3, 4), False),
+        (nn.Sequential(nn.ReLU(), RESIDUAL), (4,), True),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), (3, 4), True),
+        (nn.Sequential(nn.Dropout()), (4,), True),
+        (nn.Sequential(nn.Conv2d(4, 4, 1)), (4, 3, 3), False),
+    ],
+    ids=["activation", "inside", "norm", "sum", "linear", "nothing", "maps"],
+)
+def test_what_no_layer_has_normalised_needs_a_norm(body: nn.Module, shape: tuple[int, ...], needed: bool) -> None:
+    assert needs_norm(body, torch.Size(shape)) is needed
 
 
 def test_a_conv_head_is_a_convolution_with_batch_norm_then_a_linear_head() -> None:

@@ -18,7 +18,17 @@ from sidestep.families.family import Family
 from sidestep.families.gaussian import Gaussian
 from sidestep.families.laplace import Laplace
 from sidestep.nn.heads import Head
-from sidestep.nn.latents import ACTIVATIONS, Latents, Passed, ReadOut, answer_at, by_position, lifting, opened
+from sidestep.nn.latents import (
+    ACTIVATIONS,
+    Latents,
+    Passed,
+    ReadOut,
+    answer_at,
+    by_position,
+    lifted_width,
+    lifting,
+    opened,
+)
 
 # ---- what closes a block
 
@@ -218,6 +228,15 @@ def test_a_map_of_the_blocks_own_is_pointwise_and_there_only_where_needed(
     assert type(gaussian.map) is nn.Identity and sum(p.numel() for p in gaussian.parameters()) == 2 * 4
 
 
+def test_a_map_of_a_sum_reads_what_is_normalised() -> None:
+    """It begins as the identity, so that natural parameters are (-1, 1) for a sum (2, 6); a Gaussian has no map."""
+    h = torch.tensor([[2.0, 6.0]])
+    natural = Latents(Bernoulli(), torch.Size([2]), mapped=True, norm=True)(h)
+    torch.testing.assert_close(natural, torch.tensor([[[-1.0, 1.0]]]))  # the variance, 4, gets 1e-6 more
+    gaussian = Latents(Gaussian(), torch.Size([2]), mapped=True, norm=True)
+    assert torch.equal(Passed(gaussian)(h), h)
+
+
 def test_states_that_do_not_divide_the_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="got a block with 6 channels for latents of 4 states, expected a multiple"):
         of(Categorical(), 6)
@@ -292,27 +311,33 @@ def test_an_answer_from_samples_is_a_function_of_its_input(family: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind", "meant"),
+    ("shape", "norm", "kind", "meant", "length"),
     [
-        ((4,), "auto", "mlp"),
-        ((5, 4), "auto", "mlp"),
-        ((4, 1, 1), "auto", "mlp"),
-        ((4, 3, 3), "auto", "conv"),
-        ((4, 3, 3), "mlp", "mlp"),
+        ((4,), False, "auto", "mlp", 7),
+        ((5, 4), False, "auto", "mlp", 7),
+        ((4, 1, 1), False, "auto", "mlp", 7),
+        ((4, 3, 3), False, "auto", "conv", 7),
+        ((4, 3, 3), False, "mlp", "mlp", 7),
+        ((4,), True, "auto", "linear", 4),
+        ((5, 4), True, "linear", "linear", 4),
+        ((5, 4), True, "mlp", "mlp", 7),
     ],
 )
-def test_a_lift_is_a_local_head_without_its_last_layer(shape: tuple[int, ...], kind: str, meant: str) -> None:
+def test_a_lift_is_a_local_head_without_its_last_layer(
+    shape: tuple[int, ...], norm: bool, kind: Any, meant: Any, length: int
+) -> None:
     torch.manual_seed(0)
-    lift = lifting(torch.Size(shape), kind, 7, 2).eval()  # pyright: ignore[reportArgumentType]
+    lift = lifting(torch.Size(shape), kind, 7, 2, norm=norm)
     torch.manual_seed(0)
-    head = Head(torch.Size(shape), 1, meant, width=7, depth=2).eval()  # pyright: ignore[reportArgumentType]
+    head = Head(torch.Size(shape), 1, meant, width=7, depth=2, norm=norm).eval()
     last = copy.deepcopy(head.out[-1])
     h = torch.randn(6, *shape)
-    lifted = lift(h)
-    assert lifted.shape == (6, 7)
+    lifted = lift.eval()(h)
+    assert lifted.shape == (6, length) and lifted_width(torch.Size(shape), kind, 7, norm=norm) == length
     assert torch.equal(last(lifted), head(h))
 
 
-def test_a_lift_without_a_layer_is_refused() -> None:
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 3)])
+def test_a_lift_without_a_layer_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="got head='linear' for a lifted read-out, expected conv or mlp; use read_out"):
-        lifting(torch.Size([4]), "linear", 7, 1)
+        lifting(torch.Size(shape), "linear", 7, 1)

@@ -34,7 +34,7 @@ def chain_of(
 ) -> tuple[list[Latents], list[Twin]]:
     torch.manual_seed(0)
     latents = [Latents(law or Bernoulli(), torch.Size(shape), mapped=False) for shape in shapes]
-    return latents, twins(kind, latents, CLASSES, width, lifted)
+    return latents, twins(kind, latents, CLASSES, width, [lifted] * len(shapes) if lifted else [])
 
 
 def states_of(chain: list[Twin]) -> list[Tensor]:
