@@ -18,8 +18,8 @@ from sidestep.studies.study import Grid, Part, Row, Study, rates
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
 LOCAL = {
-    BLL: "train bll --family gaussian --read-out linear",
-    "BLL, precision ≥ 1": "train bll --family gaussian --read-out linear --least-precision 1",
+    BLL: "train bll --family gaussian",
+    "BLL, precision ≥ 1": "train bll --family gaussian --least-precision 1",
     GREEDY: "train local_ce --last head",
 }
 DEPTHS = (4, 16, 64)

@@ -16,7 +16,7 @@ from sidestep.studies.rows import ACCURACY, by_label, mean, names, pick, sizes, 
 from sidestep.studies.study import Grid, Machine, Part, Row, Study, rates
 
 BLL, GREEDY, BACKPROP = "BLL", "local_ce", "backprop"
-LOCAL = {BLL: "train bll --family gaussian --read-out linear", GREEDY: "train local_ce --last head"}
+LOCAL = {BLL: "train bll --family gaussian", GREEDY: "train local_ce --last head"}
 WHOLE = {BACKPROP: "train backprop"}
 FURTHER = {"BLL, Bernoulli, bootstrapped": "train bll --family bernoulli --bootstrap"}
 """With the noise of a Gaussian's default messages change next to nothing."""
@@ -105,6 +105,7 @@ NETWORK = f"--model encoder {DEEPER} --batch-size 128 --epochs 5"
 # Equal steps: no epoch is chosen.
 GPT = f"--model gpt {DEEPER} --data tinyshakespeare --context 64 --batch-size 64 --epochs 5 --select last"
 RATES = rates("0.001", "0.003", "0.01")
+HIGHER = rates("0.001", "0.003", "0.01", "0.03")
 SMALL = "--model mlp --set model.depth=4 --set model.width=16 --blocks 2"  # digits are no sequence
 
 SEEDS: Mapping[Machine, int] = {"cpu": 1, "gpu": 3}
@@ -127,7 +128,7 @@ def generated(
 
 def of_characters(arms: Mapping[str, str], cuts: Mapping[str, Mapping[str, str]]) -> Grid:
     trial = f"--blocks {LAYERS}"
-    return Grid(arms, GPT, {"task": {CHARACTERS: ""}, **cuts}, SEEDS, candidates=RATES, trial=trial, smoke=SMALL)
+    return Grid(arms, GPT, {"task": {CHARACTERS: ""}, **cuts}, SEEDS, candidates=HIGHER, trial=trial, smoke=SMALL)
 
 
 STUDY = Study(
