@@ -73,7 +73,7 @@ class BLL(Fields):
     def build(self, model: nn.Module, task: Task, plan: CutPlan) -> Chain:
         slices = plan(model, task.sample)
         lift = self.fitted(task, slices).read_out == "lifted"
-        law, count, normed = self.law(), len(slices.bodies), self.normed(slices)
+        law, count = self.law(), len(slices.bodies)
         # Where the mean is the network's output, the block keeps its activation: else it would have none.
         ends = [(body, None) if law.mean_is_output else opened(body) for body in slices.bodies]
         latents = [
@@ -82,26 +82,17 @@ class BLL(Fields):
         ]
         of_classes = isinstance(task, Classification)
         targets = task.num_classes if of_classes else numbers(task)
-        lengths = [
-            lifted_width(shape, self.head, self.head_width, norm=norm)
-            for shape, norm in zip(slices.features, normed, strict=True)
-            if lift
-        ]
+        read = list(zip(slices.features, self.lift_norms(slices), strict=True))
+        lengths = [lifted_width(shape, self.head, self.head_width, norm=norm) for shape, norm in read if lift]
         back = twins(self.twin, latents, targets, self.twin_width, lengths, one_hot=of_classes)
         blocks: list[Block] = []
         for k, (net, _) in enumerate(ends):
             extras: dict[str, nn.Module] = {"latents": latents[k], "twin": back[k]}
+            (shape, norm), kind, width, depth = read[k], self.head, self.head_width, self.head_depth
             if isinstance(task, Regression):
-                extras["lift"] = head_for(task, slices, k, self.head, self.head_width, self.head_depth)
+                extras["lift"] = head_for(task, shape, kind, width, depth, norm=norm)
             elif lift:
-                extras["lift"] = lifting(
-                    slices.features[k],
-                    self.head,
-                    self.head_width,
-                    self.head_depth,
-                    norm=normed[k],
-                    per_token=task.per_token,
-                )
+                extras["lift"] = lifting(shape, kind, width, depth, norm=norm, per_token=task.per_token)
             if k == count - 1 and self.predict == "classifier":
                 extras["classifier"] = slices.readout
             blocks.append(Block(k, count, net, **extras).to(task.sample.device))  # where the laws are looked at

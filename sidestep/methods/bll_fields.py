@@ -39,7 +39,7 @@ class Fields(Method):
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"  # the network back from the targets: a map a block, a chain, or the blocks mirrored
     twin_width: int = 128  # W, of twin mlp
-    read_out: ReadOutKind = "auto"  # lifted: a learned map of z, compared with the twin's embeddings; linear; auto
+    read_out: ReadOutKind = "auto"  # lifted: a learned map of z meets the twin's embeddings; auto: as a head has one
     head: HeadKind = "auto"  # lifted: that map is a local head of this kind but for its last layer
     head_width: int = 128  # lifted, or a decoder of numbers: channels or hidden units
     head_depth: int = 1  # the same: hidden layers
@@ -85,7 +85,7 @@ class Fields(Method):
                 "read_out='linear', or detach='kl'."
             )
 
-    def normed(self, slices: Slices) -> list[bool]:
+    def lift_norms(self, slices: Slices) -> list[bool]:
         """Whether a lifted read-out of each block has to normalise: where no map to natural parameters does so."""
         return [norm and self.law().mean_is_output for norm in norms(slices)]
 
@@ -94,7 +94,7 @@ class Fields(Method):
 
         Raises ValueError for fields that these targets, or that read-out, do not read.
         """
-        more = any(len(shape) == 3 or norm for shape, norm in zip(slices.features, self.normed(slices), strict=True))
+        more = any(len(shape) == 3 for shape in slices.features) or any(self.lift_norms(slices))
         lifted = more if self.read_out == "auto" else self.read_out == "lifted"
         if self.draws and self.likelihood == "plug-in" and (lifted or isinstance(task, Regression)):
             raise ValueError(

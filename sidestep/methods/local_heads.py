@@ -9,6 +9,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
@@ -45,7 +46,10 @@ class LocalHeads(Method, ABC):
         count = len(slices.bodies)
         smoothings(self.label_smoothing, count)
         with_head = count if self.last == "head" else count - 1
-        heads = [head_for(task, slices, k, self.head, self.head_width, self.head_depth) for k in range(with_head)]
+        heads = [
+            head_for(task, shape, self.head, self.head_width, self.head_depth, norm=norm)
+            for shape, norm in zip(slices.features[:with_head], norms(slices), strict=False)
+        ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":
             blocks.append(Block(count - 1, count, slices.nets_for(task)[-1]))
@@ -73,15 +77,15 @@ def norms(slices: Slices) -> list[bool]:
     return [needs_norm(body, shape) for body, shape in zip(slices.bodies, slices.features, strict=True)]
 
 
-def head_for(task: Task, slices: Slices, k: int, kind: HeadKind, width: int, depth: int) -> Head | MapDecoder:
-    """What makes the features of block k an answer to the task.
+def head_for(
+    task: Task, shape: torch.Size, kind: HeadKind, width: int, depth: int, *, norm: bool = False
+) -> Head | MapDecoder:
+    """What makes a block's features (B, *shape) an answer to the task; norm: as `Head` has it.
 
     Raises ValueError for a kind that they do not admit.
     """
-    shape = slices.features[k]
     if isinstance(task, Regression) and len(task.shape) > 1:
         return MapDecoder(shape, task.outputs, task.shape[1:], kind, width=width, depth=depth)
-    norm = norms(slices)[k]
     return Head(shape, task.outputs, kind, width=width, depth=depth, norm=norm, per_token=task.per_token)
 
 
