@@ -49,26 +49,22 @@ def check_hidden(width: int, depth: int) -> None:
             raise ValueError(f"got {name}={value}, expected at least 1; head=linear has no hidden layer.")
 
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
-PASSING = (nn.Dropout, nn.Identity)
-
-
 def needs_norm(body: nn.Module, shape: torch.Size) -> bool:
-    """Whether a read-out of a block has to normalise what it reads: vectors or tokens that neither an activation nor a
-    norm has left, as a sum of residual branches, which grows with every branch.
+    """Whether a read-out of a block has to normalise what it reads, as a transformer's classifier does: vectors or
+    tokens that may be a sum of residual branches, which grows with every branch.
 
-    The classifier of a transformer does so for the same reason.  shape: of one sample's features.
+    That is what a module with layers of its own and a forward of its own leaves, and no single layer does.  shape: of
+    one sample's features.
     """
     if len(shape) == 3:
         return False
     last = body
     while type(last) is nn.Sequential:
-        kept = [module for module in last if not isinstance(module, PASSING)]
+        kept = [module for module in last if not isinstance(module, nn.Dropout | nn.Identity)]
         if not kept:
-            break
+            return False
         last = kept[-1]
-    return not isinstance(last, (*ACTIVATIONS, *NORMS))
+    return any(True for _ in last.children())
 
 
 class Head(nn.Module):

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from sidestep.families.family import Family, at_least_float32, inner
 
-from .heads import ACTIVATIONS, Head, HeadKind, pooled_width
+from .heads import Head, HeadKind, pooled_width
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
 
 
 def opened(body: nn.Sequential) -> tuple[nn.Sequential, nn.Module | None]:

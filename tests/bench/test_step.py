@@ -47,7 +47,8 @@ def test_memory_counts_one_block_for_local_learning_and_all_for_backprop() -> No
     found = memory.run(small("local_ce", blocks=4).config)
     peak = {row["name"]: row["peak_activation_mb"] for row in found["rows"]}
     assert peak["backprop (streaming)"] == pytest.approx(peak["plain backprop"], rel=1e-12)
-    assert peak["local_ce (streaming)"] < 0.4 * peak["plain backprop"]
+    # A quarter, which is four tensors of features, and two more: the message that comes in, and what the head's LayerNorm keeps.
+    assert peak["local_ce (streaming)"] < 0.42 * peak["plain backprop"]
     parameters = sum(p.numel() for _, p in small("local_ce", blocks=4).chain.named_parameters())
     assert found["parameters_mb"] == pytest.approx(4 * parameters / MB, rel=1e-12)
     # Adam: two moments, and a step count of 4 bytes for each parameter tensor.

@@ -82,13 +82,14 @@ RESIDUAL = ResidualMLP(4, 1)
         (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.GELU(), nn.Dropout(), nn.Identity())), (4,), False),
         (nn.Sequential(RESIDUAL, nn.LayerNorm(4)), (3, 4), False),
         (nn.Sequential(nn.ReLU(), RESIDUAL), (4,), True),
-        (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), (3, 4), True),
-        (nn.Sequential(nn.Dropout()), (4,), True),
-        (nn.Sequential(nn.Conv2d(4, 4, 1)), (4, 3, 3), False),
+        (nn.Sequential(nn.ReLU(), nn.Sequential(RESIDUAL, nn.Dropout())), (3, 4), True),
+        (nn.Sequential(RESIDUAL, nn.Linear(4, 4)), (3, 4), False),
+        (nn.Sequential(nn.Dropout()), (4,), False),
+        (nn.Sequential(RESIDUAL), (4, 3, 3), False),
     ],
-    ids=["activation", "inside", "norm", "sum", "linear", "nothing", "maps"],
+    ids=["activation", "inside", "norm", "sum", "sum-inside", "layer", "nothing", "maps"],
 )
-def test_what_no_layer_has_normalised_needs_a_norm(body: nn.Module, shape: tuple[int, ...], needed: bool) -> None:
+def test_what_may_be_a_sum_of_branches_needs_a_norm(body: nn.Module, shape: tuple[int, ...], needed: bool) -> None:
     assert needs_norm(body, torch.Size(shape)) is needed
 
 
