@@ -57,7 +57,7 @@ def test_an_autoencoders_card_speaks_of_its_loss_and_of_no_accuracy() -> None:
     said = card(made, {k: v for k, v in SUMMARY.items() if k != "test_accuracy"} | {"test_loss": 0.25})
     assert said.startswith("---\nlibrary_name: sidestep\ntags: [backprop]\n---\n# autoencoder trained by backprop")
     assert "\n\nTest loss 0.2500 nats (last epoch, 3), seed 0, 3 epochs.\n" in said
-    assert "\n- output: (2, 8, 8), means, then log-precisions\n" in said
+    assert "\n- output: (2, 8, 8), means of pixels from 0 to 1, then log-precisions\n" in said
     assert "\n- blocks: 1, cut before nothing\n" in said
 
 
