@@ -47,7 +47,7 @@ def test_memory_counts_one_block_for_local_learning_and_all_for_backprop() -> No
     found = memory.run(small("local_ce", blocks=4).config)
     peak = {row["name"]: row["peak_activation_mb"] for row in found["rows"]}
     assert peak["backprop (streaming)"] == pytest.approx(peak["plain backprop"], rel=1e-12)
-    # A quarter, which is four tensors of features, and two more: the message that comes in, and what the head's LayerNorm keeps.
+    # A quarter, some four tensors of features, and two more: the message that comes in, and what its LayerNorm keeps.
     assert peak["local_ce (streaming)"] < 0.42 * peak["plain backprop"]
     parameters = sum(p.numel() for _, p in small("local_ce", blocks=4).chain.named_parameters())
     assert found["parameters_mb"] == pytest.approx(4 * parameters / MB, rel=1e-12)
