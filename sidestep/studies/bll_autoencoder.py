@@ -118,7 +118,7 @@ STUDY = Study(
             ARMS,
             "--data fashion-mnist --target inputs --model autoencoder --blocks 4 --epochs 5 --augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates=rates("0.01", "0.03", "0.1"),
+            candidates=rates("0.01", "0.03", "0.1", "0.3"),
             smoke="--set model.width=8",
         )
     ],
