@@ -41,7 +41,8 @@ def card(assembly: Assembly, summary: dict[str, Any]) -> str:
     if data.mean:
         normalised = f"normalised by mean ({numbers(data.mean)}) and standard deviation ({numbers(data.std)})"
     judged = f"test {in_words('test', summary)}" if "test_nll" in summary else "not judged on test data"
-    meaning = "means of pixels from 0 to 1, then log-precisions" if isinstance(assembly.task, Regression) else "logits"
+    of = " of pixels from 0 to 1" if data.mean and config.target == "inputs" else ""  # only bytes are normalised
+    meaning = f"means{of}, then log-precisions" if isinstance(assembly.task, Regression) else "logits"
     metrics = "" if by_loss(assembly) else "\nmetrics: [accuracy]"
     return f"""---
 library_name: sidestep

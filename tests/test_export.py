@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from sidestep.assemble import Assembly, assemble
+from sidestep.assemble import Assembly, Data, assemble
 from sidestep.config import resolve
 from sidestep.data.samples import Samples
 from sidestep.export import CARD, WEIGHTS, card, write_model
@@ -59,6 +60,15 @@ def test_an_autoencoders_card_speaks_of_its_loss_and_of_no_accuracy() -> None:
     assert "\n\nTest loss 0.2500 nats (last epoch, 3), seed 0, 3 epochs.\n" in said
     assert "\n- output: (2, 8, 8), means of pixels from 0 to 1, then log-precisions\n" in said
     assert "\n- blocks: 1, cut before nothing\n" in said
+
+
+def test_a_card_of_numbers_that_are_no_pixels_does_not_call_them_so() -> None:
+    samples = Samples(torch.randn(64, 6), torch.randn(64, 3), ())
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+    config = resolve("backprop", {"blocks": 1, "batch_size": 32, "precision": "fp32", "device": "cpu"}, custom=True)
+    made = assemble(config, data=Data(samples, samples, None, (), ()), model=net)
+    said = card(made, {k: v for k, v in SUMMARY.items() if not k.startswith("test")})
+    assert "\n- output: (6,), means, then log-precisions\n" in said
 
 
 def test_a_card_of_what_was_not_tested_says_so() -> None:
