@@ -33,6 +33,11 @@ def pooled_width(shape: torch.Size) -> int:
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
+def spatial(shape: torch.Size) -> bool:
+    """Whether features of this shape, of one sample, are maps of more than one position."""
+    return len(shape) == 3 and shape[1] * shape[2] > 1
+
+
 HIDDEN = "head", ("auto", "conv", "mlp")
 """The field, and its values, that read width and depth, as `Method.check_read` has it."""
 
@@ -89,8 +94,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         check_kind(kind)
-        spatial = len(shape) == 3 and shape[1] * shape[2] > 1
-        if kind == "conv" and not spatial:
+        if kind == "conv" and not spatial(shape):
             raise ValueError(
                 f"got head='conv' for features of shape {tuple(shape)}, expected feature maps; use linear or mlp."
             )
@@ -98,7 +102,7 @@ class Head(nn.Module):
         self.classes, self.per_token = outputs, per_token
         features = pooled_width(shape)
         self.trunk = pooling(features, norm=norm, per_token=per_token)
-        if kind == "conv" or (kind == "auto" and spatial):
+        if kind == "conv" or (kind == "auto" and spatial(shape)):
             small = min(shape[1], 8), min(shape[2], 8)
             shrink = nn.AdaptiveAvgPool2d(small) if small != tuple(shape[1:]) else nn.Identity()
             layers: list[nn.Module] = []

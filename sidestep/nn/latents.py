@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sidestep.families.family import Family, at_least_float32, inner
 
-from .heads import Head, HeadKind, pooled_width
+from .heads import Head, HeadKind, pooled_width, spatial
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh)
 
@@ -177,8 +177,7 @@ def lift_kind(shape: torch.Size, kind: HeadKind, *, norm: bool = False) -> HeadK
         raise ValueError("got head='linear' for a lifted read-out, expected conv or mlp; use read_out='linear'.")
     if kind != "auto":
         return kind
-    spatial = len(shape) == 3 and shape[1] * shape[2] > 1
-    return "conv" if spatial else "linear" if norm else "mlp"
+    return "conv" if spatial(shape) else "linear" if norm else "mlp"
 
 
 def lifting(
@@ -192,5 +191,5 @@ def lifting(
 
 
 def lifted_width(shape: torch.Size, kind: HeadKind, width: int, *, norm: bool = False) -> int:
-    """L."""
+    """L, how many numbers `lifting` makes of a sample or token."""
     return pooled_width(shape) if lift_kind(shape, kind, norm=norm) == "linear" else width
