@@ -39,7 +39,7 @@ class Fields(Method):
     bootstrap: bool = False  # in training the next block gets rho instead of alpha
     twin: TwinKind = "mlp"  # the network back from the targets: a map a block, a chain, or the blocks mirrored
     twin_width: int = 128  # W, of twin mlp
-    read_out: ReadOutKind = "auto"  # lifted: a learned map of z meets the twin's embeddings; auto: as a head has one
+    read_out: ReadOutKind = "auto"  # lifted: a learned map of z meets the twin's embeddings; auto: if a head has one
     head: HeadKind = "auto"  # lifted: that map is a local head of this kind but for its last layer
     head_width: int = 128  # lifted, or a decoder of numbers: channels or hidden units
     head_depth: int = 1  # the same: hidden layers
