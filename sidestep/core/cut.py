@@ -51,6 +51,13 @@ class Slices:
         return self.shapes
 
     @property
+    def sums(self) -> tuple[bool, ...]:
+        """Whether each of `features` may be a sum of residual branches, which grows with every branch, so that a
+        read-out has to normalise it, as a transformer's classifier does.  Maps, which are read otherwise, are not.
+        """
+        return tuple(_may_be_sum(body, shape) for body, shape in zip(self.bodies, self.features, strict=True))
+
+    @property
     def nets(self) -> tuple[nn.Module, ...]:
         """The bodies, the last of them with the read-out: its output is the network's logits."""
         return (*self.bodies[:-1], nn.Sequential(self.bodies[-1], self.readout))
@@ -259,6 +266,19 @@ def _channels_first(body: nn.Module) -> int | None:
     if isinstance(last, nn.Conv1d | nn.ConvTranspose1d):
         return last.out_channels
     return last.num_features if isinstance(last, nn.BatchNorm1d) else None
+
+
+def _may_be_sum(body: nn.Module, shape: torch.Size) -> bool:
+    """Whether vectors or tokens are left by a module with layers and a forward of its own; a single layer adds none."""
+    if len(shape) == 3:
+        return False
+    last = body
+    while type(last) is nn.Sequential:
+        kept = [module for module in last if not isinstance(module, nn.Dropout | nn.Identity)]
+        if not kept:
+            return False
+        last = kept[-1]
+    return any(True for _ in last.children())
 
 
 def _sequential(units: Mapping[str, nn.Module]) -> nn.Sequential:

@@ -16,8 +16,6 @@ from sidestep.nn.mixing import Mixing, mixing
 from sidestep.nn.per_block import check_smoothing
 from sidestep.nn.twins import TwinKind
 
-from .local_heads import norms
-
 Centre = Literal["classes", "prediction"]
 Likelihood = Literal["sample", "closed", "plug-in"]
 ReadOutKind = Literal["auto", "linear", "lifted"]
@@ -87,7 +85,7 @@ class Fields(Method):
 
     def lift_norms(self, slices: Slices) -> list[bool]:
         """Whether a lifted read-out of each block has to normalise: where no map to natural parameters does so."""
-        return [norm and self.law().mean_is_output for norm in norms(slices)]
+        return [norm and self.law().mean_is_output for norm in slices.sums]
 
     def fitted(self, task: Task, slices: Slices) -> Self:
         """With the read-out that these blocks get; auto: lifted where a local head is more than a linear layer.

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sidestep.core.block import Block, Chain
 from sidestep.core.cell import Cell
-from sidestep.core.cut import CutPlan, Slices
+from sidestep.core.cut import CutPlan
 from sidestep.core.emit import Emit
 from sidestep.core.method import Method
 from sidestep.core.program import Program, Up
 from sidestep.core.task import Regression, Task
 from sidestep.nn.decoders import MapDecoder
-from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden, needs_norm
+from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden
 from sidestep.nn.per_block import smoothings
 
 
@@ -48,7 +48,7 @@ class LocalHeads(Method, ABC):
         with_head = count if self.last == "head" else count - 1
         heads = [
             head_for(task, shape, self.head, self.head_width, self.head_depth, norm=norm)
-            for shape, norm in zip(slices.features[:with_head], norms(slices), strict=False)
+            for shape, norm in zip(slices.features[:with_head], slices.sums, strict=False)
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":
@@ -70,11 +70,6 @@ class LocalHeads(Method, ABC):
         """The task's loss of the block's own read-out, with its own smoothing, ()."""
         smoothing = cell.own(smoothings(self.label_smoothing, cell.block.count))
         return cell.task.loss(read_out(cell.block, out), cell.y, smoothing)
-
-
-def norms(slices: Slices) -> list[bool]:
-    """Whether a read-out of each block has to normalise what it reads."""
-    return [needs_norm(body, shape) for body, shape in zip(slices.bodies, slices.features, strict=True)]
 
 
 def head_for(

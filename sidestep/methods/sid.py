@@ -52,8 +52,6 @@ from sidestep.nn.beliefs import (
 from sidestep.nn.heads import HIDDEN, Head, HeadKind, check_hidden, pooled_width, pooling
 from sidestep.nn.per_block import PerBlock, alphas, check_smoothing, remainders
 
-from .local_heads import norms
-
 
 @dataclass(frozen=True)
 class SID(Method):
@@ -104,7 +102,7 @@ class SID(Method):
                 for _ in range(plan.blocks)
             ]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
-            read = pooling(width, norm=norms(whole)[-1], per_token=task.per_token)
+            read = pooling(width, norm=whole.sums[-1], per_token=task.per_token)
             return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], read))
         slices = plan(model, task.sample)
         heads = [
@@ -118,7 +116,7 @@ class SID(Method):
                 norm=norm,
                 per_token=task.per_token,
             )
-            for shape, norm in zip(slices.features, norms(slices), strict=True)
+            for shape, norm in zip(slices.features, slices.sums, strict=True)
         ]
         blocks = [
             Block(i, len(heads), body, head=head)

@@ -54,24 +54,6 @@ def check_hidden(width: int, depth: int) -> None:
             raise ValueError(f"got {name}={value}, expected at least 1; head=linear has no hidden layer.")
 
 
-def needs_norm(body: nn.Module, shape: torch.Size) -> bool:
-    """Whether a read-out of a block has to normalise what it reads, as a transformer's classifier does: vectors or
-    tokens that may be a sum of residual branches, which grows with every branch.
-
-    That is what a module with layers of its own and a forward of its own leaves, and no single layer does.  shape: of
-    one sample's features.
-    """
-    if len(shape) == 3:
-        return False
-    last = body
-    while type(last) is nn.Sequential:
-        kept = [module for module in last if not isinstance(module, nn.Dropout | nn.Identity)]
-        if not kept:
-            return False
-        last = kept[-1]
-    return any(True for _ in last.children())
-
-
 class Head(nn.Module):
     """Features of a block, and an optional belief beside them, to logits.
 

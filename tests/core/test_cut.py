@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sidestep.core.cut import CutPlan, Slices, cut, partition
 from sidestep.errors import UsageError
 from sidestep.models import build
+from sidestep.models.mlp import ResidualMLP
 
 IMAGE = (3, 12, 12)
 
@@ -205,6 +206,29 @@ def test_features_that_no_head_can_read_are_told_from_tokens_by_the_layer_that_m
     else:
         with pytest.raises(UsageError, match=r"^block 0 ends in features of shape \(8, .*expected \(D,\), tokens"):
             _ = slices.features
+
+
+RESIDUAL = ResidualMLP(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "summed"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (4,), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.GELU(), nn.Dropout(), nn.Identity())), (4,), False),
+        (nn.Sequential(RESIDUAL, nn.LayerNorm(4)), (3, 4), False),
+        (nn.Sequential(nn.ReLU(), RESIDUAL), (4,), True),
+        (nn.Sequential(nn.ReLU(), nn.Sequential(RESIDUAL, nn.Dropout())), (3, 4), True),
+        (nn.Sequential(RESIDUAL, nn.Linear(4, 4)), (3, 4), False),
+        (nn.Sequential(nn.Dropout()), (4,), False),
+        (nn.Sequential(RESIDUAL), (4, 3, 3), False),
+    ],
+    ids=["activation", "inside", "norm", "sum", "sum-inside", "layer", "nothing", "maps"],
+)
+def test_what_a_module_with_layers_of_its_own_leaves_may_be_a_sum(
+    body: nn.Sequential, shape: tuple[int, ...], summed: bool
+) -> None:
+    assert Slices((body,), nn.Identity(), (torch.Size(shape),), (), torch.Size([1])).sums == (summed,)
 
 
 def test_a_nested_sequential_is_flattened_and_its_read_out_begins_at_the_pool() -> None:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidestep.models.mlp import ResidualMLP
 from sidestep.nn.beliefs import BeliefModule
-from sidestep.nn.heads import Head, Pool, needs_norm, pooled_width
+from sidestep.nn.heads import Head, Pool, pooled_width
 
 
 def linear(head: Head, index: int = -1) -> nn.Linear:
@@ -70,27 +69,6 @@ def test_a_head_on_sums_normalises_every_token_before_the_pool() -> None:
     each = Head(torch.Size([2, 2]), 1, norm=True, per_token=True)
     each.load_state_dict(head.state_dict())
     torch.testing.assert_close(each(h), torch.tensor([[[14.0], [14.0]], [[14.0], [-8.0]]]), rtol=0, atol=1e-4)
-
-
-RESIDUAL = ResidualMLP(4, 1)
-
-
-@pytest.mark.parametrize(
-    ("body", "shape", "needed"),
-    [
-        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (4,), False),
-        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.GELU(), nn.Dropout(), nn.Identity())), (4,), False),
-        (nn.Sequential(RESIDUAL, nn.LayerNorm(4)), (3, 4), False),
-        (nn.Sequential(nn.ReLU(), RESIDUAL), (4,), True),
-        (nn.Sequential(nn.ReLU(), nn.Sequential(RESIDUAL, nn.Dropout())), (3, 4), True),
-        (nn.Sequential(RESIDUAL, nn.Linear(4, 4)), (3, 4), False),
-        (nn.Sequential(nn.Dropout()), (4,), False),
-        (nn.Sequential(RESIDUAL), (4, 3, 3), False),
-    ],
-    ids=["activation", "inside", "norm", "sum", "sum-inside", "layer", "nothing", "maps"],
-)
-def test_what_may_be_a_sum_of_branches_needs_a_norm(body: nn.Module, shape: tuple[int, ...], needed: bool) -> None:
-    assert needs_norm(body, torch.Size(shape)) is needed
 
 
 def test_a_conv_head_is_a_convolution_with_batch_norm_then_a_linear_head() -> None:
