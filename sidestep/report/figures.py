@@ -300,7 +300,7 @@ def in_rows(
                 axes.plot([low, high], [k, k], color=ACCENT)
             axes.plot(values, [k] * len(values), "o", color=MUTED, markerfacecolor="none", markersize=5)
             axes.plot([mean], [k], "|", color=ACCENT, markersize=11, markeredgewidth=2.5)
-            text = axes.text(0, k - 0.16, name, transform=axes.get_yaxis_transform(), va="bottom")
+            text = axes.text(0, k - 0.22, name, transform=axes.get_yaxis_transform(), va="bottom")
             if zero:  # its line does not strike a name out
                 text.set_bbox({"facecolor": PAGE, "linewidth": 0, "pad": 0})
         axes.set_ylim(len(rows) - 0.6, -0.9)
