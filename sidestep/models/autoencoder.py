@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from sidestep.models.chained import Chained, positive
+
+SCALE = 0.1
+"""What the last layer is multiplied by: without, a step of an adaptive optimizer is too large for log-precisions."""
 
 
 def autoencoder(input_shape: tuple[int, int, int], num_classes: int, width: int = 32, latent: int = 32) -> Chained:
@@ -35,7 +38,7 @@ def autoencoder(input_shape: tuple[int, int, int], num_classes: int, width: int 
         ),
         up1=nn.Sequential(nn.Upsample(half), *convolution(2 * width, width)),
         up2=nn.Sequential(nn.Upsample((height, breadth)), *convolution(width, width)),
-        classifier=nn.Conv2d(width, num_classes, 3, padding=1),
+        classifier=Numbers(width, num_classes, 3, padding=1),
     )
     return Chained(units)
 
@@ -43,3 +46,10 @@ def autoencoder(input_shape: tuple[int, int, int], num_classes: int, width: int 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Numbers(nn.Conv2d):
+    """A last convolution, multiplied by `SCALE`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return SCALE * super().forward(input)

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from .heads import HeadKind, check_hidden, check_kind
 
+SCALE = 0.1
+"""What a decoder's last layer is multiplied by, and that of the network it stands beside (`models/autoencoder.py`).
+
+An adaptive optimizer moves every weight by its rate.  What a pixel's log-precision adds up has no normalisation behind
+it, so that hundreds of such moves cost thousands of nats in single steps (Yang et al., arXiv:2203.03466, on output
+multipliers; what it was worth here is in docs/LOG.md, 2026-11-24).
+"""
+
 
 class MapDecoder(nn.Module):
     """Features of a block to maps of another size, (B, outputs, *size).
@@ -57,4 +65,4 @@ class MapDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.layers(h)
+        return SCALE * self.layers(h)

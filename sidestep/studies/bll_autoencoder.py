@@ -78,8 +78,7 @@ def likelihood(arms: Mapping[str, Sequence[Row]]) -> Section:
     return Section(
         "Likelihood",
         "Pixels are 0 to 1, each byte spread evenly over its own width; a density may be above 1 and its NLL below 0. "
-        "Factor and constants are fitted on the validation split. Each rate is chosen by the mean of two trials, as "
-        f"seeds differ as much as rates do. Of the NLL with the factor: {against.PAIRED}",
+        f"Factor and constants are fitted on the validation split. Of the NLL with the factor: {against.PAIRED}",
         [("", table(arms, COLUMNS, further=[*less, chosen(arms), *sizes(arms)]))],
     )
 
@@ -120,7 +119,6 @@ STUDY = Study(
             "--data fashion-mnist --target inputs --model autoencoder --blocks 4 --epochs 5 --augment none",
             seeds={"cpu": 3, "gpu": 5},
             candidates=rates("0.01", "0.03", "0.1"),
-            trial_seeds=2,
             smoke="--set model.width=8",
         )
     ],

@@ -3,8 +3,8 @@
 A piece of evidence is the row that one command line leaves; whoever runs that line again gets the same numbers (equal
 device type, torch version, precision and threads).  So a study is data: arms, crossed with variants and seeds.
 
-A grid may tune: every arm is tried with each of its candidates, on seeds of their own and without the test set, and the
-candidate that is best on validation is what the arm's runs are made with.
+A grid may tune: every arm is tried once with each of its candidates, on a seed of its own and without the test set, and
+the candidate that is best on validation is what the arm's runs are made with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from statistics import fmean
 from typing import Any, Literal
 
 from sidestep.report.study import Page, Section, joined
@@ -26,7 +25,7 @@ Machine = Literal["cpu", "gpu"]
 MACHINES: tuple[Machine, ...] = ("cpu", "gpu")
 ON_GPU = " --device cuda"
 TRIAL_SEED = 1000
-"""The first one of trials: no run's own, whose validation split would have been chosen on."""
+"""Of trials: no run's own, whose validation split would have been chosen on."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,6 @@ class Grid:
     first_seed: int = 0
     candidates: Mapping[str, str] = field(default_factory=dict[str, str])
     """What is tried on validation, for every arm and variant: name -> words.  Nothing is tuned without."""
-    trial_seeds: int = 1
-    """How often each is tried, its mean being what counts: more where seeds differ as much as candidates do."""
     trial: str = ""  # a trial's words in place of the variants': one trial of a candidate then serves them all
     smoke: str = ""  # words that make it small
 
@@ -81,7 +78,7 @@ class Grid:
         """Every candidate of every arm that is run at all."""
         if self.seeds.get(machine, 0):
             for trials, _, _ in self._tuned_arms(machine):
-                yield from (piece for tried, _ in trials.values() for piece in tried)
+                yield from (piece for piece, _ in trials.values())
 
     def _tuned_arms(self, machine: Machine) -> Iterator[tuple[Trials, dict[str, str], str]]:
         for chosen in product(*(variant.items() for variant in self.variants.values())):
@@ -90,12 +87,8 @@ class Grid:
             for arm, own in self.arms.items():
                 labels = {"arm": arm} if self.trial else {"arm": arm, **varied}
                 words = f"{own} {self.common} {self.trial or varying}"
-                seeds = range(TRIAL_SEED, TRIAL_SEED + self.trial_seeds)
                 trials = {
-                    name: (
-                        [_piece(labels | {"trial": name}, f"{words} {more} --test never", machine, s) for s in seeds],
-                        more,
-                    )
+                    name: (_piece(labels | {"trial": name}, f"{words} {more} --test never", machine, TRIAL_SEED), more)
                     for name, more in self.candidates.items()
                 }
                 yield trials, {"arm": arm, **varied}, f"{own} {self.common} {varying}"
@@ -106,19 +99,20 @@ def rates(*values: str) -> dict[str, str]:
     return {f"rate {lr}": f"--lr {lr}" for lr in values}
 
 
-Trials = Mapping[str, tuple[Sequence[Piece], str]]
-"""Candidate -> the pieces that try it, and its words."""
+Trials = Mapping[str, tuple[Piece, str]]
+"""Candidate -> the piece that tries it, and its words."""
 
 
 def choose(trials: Trials, rows: Sequence[Row]) -> tuple[str, str] | None:
     """The candidate that is best on validation and its words, the first of equals; None before all were tried.
 
-    One that diverged, even once, is not chosen.
+    One that diverged is not chosen.
     """
     left = {row["command"]: row for row in rows}
-    if any(piece.command not in left for pieces, _ in trials.values() for piece in pieces):
+    tried = {name: left.get(piece.command) for name, (piece, _) in trials.items()}
+    reached = {name: judged(row) for name, row in tried.items() if row}
+    if len(reached) < len(trials):
         return None
-    reached = {name: fmean(judged(left[p.command]) for p in pieces) for name, (pieces, _) in trials.items()}
     best = max(reached, key=reached.__getitem__)
     return best, trials[best][1]
 
@@ -200,10 +194,7 @@ class Study:
             piece.on_digits(f"{grid.smoke} --device cpu")
             for grid in self.grids
             for machine in MACHINES
-            for piece in (
-                *replace(grid, trial_seeds=1).trials(machine),
-                *replace(grid, candidates={}).pieces(machine, 0),
-            )
+            for piece in (*grid.trials(machine), *replace(grid, candidates={}).pieces(machine, 0))
         ]
 
     def _all(self, machine: Machine, seeds: int | None, rows: Sequence[Row]) -> list[Piece]:

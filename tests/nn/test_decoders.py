@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sidestep.nn.decoders import MapDecoder
+from sidestep.models import autoencoder
+from sidestep.nn.decoders import SCALE, MapDecoder
 
 SIZE = torch.Size([6, 4])
 
@@ -35,7 +37,8 @@ def test_a_linear_decoder_gives_every_position_numbers_of_its_own() -> None:
         {"weight": torch.eye(4).view(4, 4, 1, 1), "bias": torch.tensor([0.0, 0.0, 0.0, 0.5])}
     )
     h = torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [4.0, 8.0]]).view(1, 4, 1, 2)
-    assert torch.equal(decoder(h), torch.tensor([[1.0, 2.0, 5.0, 6.0], [3.0, 4.5, 7.0, 8.5]]).view(1, 1, 2, 4))
+    told = 0.1 * torch.tensor([[1.0, 2.0, 5.0, 6.0], [3.0, 4.5, 7.0, 8.5]])
+    assert torch.equal(decoder(h), told.view(1, 1, 2, 4))
 
 
 def test_what_is_too_large_is_interpolated() -> None:
@@ -46,7 +49,15 @@ def test_what_is_too_large_is_interpolated() -> None:
     )
     h = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     # The weights of an interpolation sum to 1 but for rounding.
-    torch.testing.assert_close(decoder(h), torch.full((1, 1, 6, 4), 2.5))
+    torch.testing.assert_close(decoder(h), torch.full((1, 1, 6, 4), 0.25))
+
+
+def test_a_decoder_and_the_network_it_stands_beside_answer_at_one_scale() -> None:
+    assert autoencoder.SCALE == SCALE
+    last = autoencoder.autoencoder((1, 8, 8), 2, width=4)[-1]
+    assert isinstance(last, autoencoder.Numbers)
+    h = torch.randn(3, 4, 8, 8)
+    assert torch.equal(last(h), SCALE * F.conv2d(h, last.weight, last.bias, padding=1))
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((3, 2, 2), "mlp"), ((7,), "conv"), ((7,), "big")])

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,22 +291,6 @@ def test_an_arm_is_run_with_the_candidate_that_is_best_on_validation_once_all_we
     again[0] |= {"val_loss": None}
     assert tuning([*again, tried[3]])[4:] == [a, b]
     assert len(tuning(smoke=True)) == 12, "trials and arms, as a GPU and as a CPU would run them"
-
-
-def test_a_candidate_tried_on_several_seeds_is_judged_by_their_mean() -> None:
-    study = Study("?", [replace(TUNED.grids[0], arms={"a": "train sid"}, trial_seeds=2)], parts)
-    trials = study.pieces()
-    seeds = [(piece.labels["trial"], piece.words[piece.words.index("--seed") + 1]) for piece in trials]
-    assert seeds == [(rate, seed) for rate in ("low", "high") for seed in ("1000", "1001")]
-
-    def chosen(*found: dict[str, Any]) -> list[str]:
-        rows = [row | {"command": piece.command} for row, piece in zip(found, trials, strict=False)]
-        return [piece.labels["tuned"] for piece in study.pieces(rows=rows)[len(trials) :]]
-
-    low, high = [{"val_loss": -2.0}, {"val_loss": -2.25}], [{"val_loss": -2.5}, {"val_loss": -1.0}]
-    assert chosen(*low, *high) == ["low"], "the best single trial is high's"
-    assert chosen(*low, high[0]) == []
-    assert chosen(low[0], {"failed": "diverged"}, *high) == ["high"]
 
 
 def test_when_the_time_is_up_the_work_stops_and_nothing_fails(small: Study, tmp_path: Path) -> None:
