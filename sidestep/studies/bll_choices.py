@@ -143,7 +143,7 @@ STUDY = Study(
             "--data fashion-mnist --model mlp --set model.depth=4 --set model.width=512 --blocks 4 --epochs 5 "
             "--augment none",
             seeds={"cpu": 3, "gpu": 5},
-            candidates=rates("0.002", "0.004", "0.008"),
+            candidates=rates("0.001", "0.002", "0.004", "0.008", "0.016"),
             smoke="--set model.width=32",
         )
     ],
