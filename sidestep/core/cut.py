@@ -51,7 +51,7 @@ class Slices:
         return self.shapes
 
     @property
-    def sums(self) -> tuple[bool, ...]:
+    def may_be_sums(self) -> tuple[bool, ...]:
         """Whether each of `features` may be a sum of residual branches, which grows with every branch, so that a
         read-out has to normalise it, as a transformer's classifier does.  Maps, which are read otherwise, are not.
         """

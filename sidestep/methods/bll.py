@@ -78,7 +78,7 @@ class BLL(Fields):
         ends = [(body, None) if law.mean_is_output else opened(body) for body in slices.bodies]
         latents = [
             Latents(law, shape, mapped=closing is None, norm=norm, per_token=task.per_token)
-            for shape, (_, closing), norm in zip(slices.features, ends, slices.sums, strict=True)
+            for shape, (_, closing), norm in zip(slices.features, ends, slices.may_be_sums, strict=True)
         ]
         of_classes = isinstance(task, Classification)
         targets = task.num_classes if of_classes else numbers(task)

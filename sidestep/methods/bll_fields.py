@@ -85,7 +85,7 @@ class Fields(Method):
 
     def lift_norms(self, slices: Slices) -> list[bool]:
         """Whether a lifted read-out of each block has to normalise: where no map to natural parameters does so."""
-        return [norm and self.law().mean_is_output for norm in slices.sums]
+        return [norm and self.law().mean_is_output for norm in slices.may_be_sums]
 
     def fitted(self, task: Task, slices: Slices) -> Self:
         """With the read-out that these blocks get; auto: lifted where a local head is more than a linear layer.

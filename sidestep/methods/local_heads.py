@@ -48,7 +48,7 @@ class LocalHeads(Method, ABC):
         with_head = count if self.last == "head" else count - 1
         heads = [
             head_for(task, shape, self.head, self.head_width, self.head_depth, norm=norm)
-            for shape, norm in zip(slices.features[:with_head], slices.sums, strict=False)
+            for shape, norm in zip(slices.features[:with_head], slices.may_be_sums, strict=False)
         ]
         blocks = [Block(i, count, slices.bodies[i], head=head) for i, head in enumerate(heads)]
         if self.last == "classifier":

@@ -102,7 +102,7 @@ class SID(Method):
                 for _ in range(plan.blocks)
             ]
             blocks = [Block(i, plan.blocks, net) for i, net in enumerate(modules)]
-            read = pooling(width, norm=whole.sums[-1], per_token=task.per_token)
+            read = pooling(width, norm=whole.may_be_sums[-1], per_token=task.per_token)
             return Chain(blocks, hub=nn.Sequential(whole.bodies[-1], read))
         slices = plan(model, task.sample)
         heads = [
@@ -116,7 +116,7 @@ class SID(Method):
                 norm=norm,
                 per_token=task.per_token,
             )
-            for shape, norm in zip(slices.features, slices.sums, strict=True)
+            for shape, norm in zip(slices.features, slices.may_be_sums, strict=True)
         ]
         blocks = [
             Block(i, len(heads), body, head=head)

@@ -28,6 +28,7 @@ class MapDecoder(nn.Module):
     Either gives every position its own f x f numbers of the maps (sub-pixel convolution: Shi et al., arXiv:1609.05158),
     f being how often the features' size goes into the maps', rounded up; what is then too large is interpolated.  From
     vectors, mlp: `depth` hidden layers, and a linear map to all positions; linear: that map alone.  auto: conv, mlp.
+    What the last layer gives is multiplied by `SCALE`.
     """
 
     def __init__(
