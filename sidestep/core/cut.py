@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
@@ -114,7 +114,15 @@ class CutPlan:
                         f"{type(model).__name__} has no parameters before its read-out {list(units)[end]!r}, expected "
                         f"some to make blocks of; add a layer, or {OFFER}."
                     )
-                starts = self._named(units, end) if self.at else self._balanced(model, units, inputs, end)
+                lost = _without_batch(units, inputs)
+                starts = self._named(units, end) if self.at else self._balanced(model, units, inputs, end, lost)
+                for i in (*starts, end):
+                    if i in lost:
+                        raise UsageError(
+                            f"what reaches {list(units)[i]!r} has shape {tuple(inputs[i].shape)} for a batch of "
+                            f"{len(sample)}, expected the batch first, as local heads take it; use batch_first=True "
+                            "in torch's own layers, or cut elsewhere (at)."
+                        )
                 slices = _assemble(units, [0, *starts, end], inputs)
                 _verify(model, slices, sample, expected)
         return slices
@@ -132,21 +140,48 @@ class CutPlan:
         return starts
 
     def _balanced(
-        self, model: nn.Module, units: Mapping[str, nn.Module], inputs: Sequence[Tensor], end: int
+        self,
+        model: nn.Module,
+        units: Mapping[str, nn.Module],
+        inputs: Sequence[Tensor],
+        end: int,
+        lost: Collection[int],
     ) -> list[int]:
         names, modules = list(units), list(units.values())
         # A block opens with parameters: an activation stays with the layer before it.
-        opening = [i for i in range(end) if has_parameters(modules[i])][1:]
+        able = [i for i in range(end) if has_parameters(modules[i])][1:]
+        opening = [i for i in able if i not in lost]
         if self.blocks > len(opening) + 1:
+            why = (
+                f" (what reaches {', '.join(names[i] for i in able if i in lost)} does not have the batch first; use "
+                "batch_first=True in torch's own layers)"
+                if len(opening) < len(able)
+                else ""
+            )
             raise UsageError(
                 f"blocks={self.blocks}, but {type(model).__name__} can be cut into at most {len(opening) + 1}: before"
-                f" its read-out {names[end]!r} it can be cut at {', '.join(names[i] for i in opening) or 'no unit'};"
-                f" ask for fewer blocks or {OFFER}."
+                f" its read-out {names[end]!r} it can be cut at {', '.join(names[i] for i in opening) or 'no unit'}"
+                f"{why}; ask for fewer blocks or {OFFER}."
             )
         cost = {"flops": _flops, "memory": _memory, "params": _params, "time": _time}[self.balance]
         costs = [cost(unit, x) for unit, x in zip(modules, inputs[:-1], strict=True)]
         pieces = [sum(costs[a:b]) for a, b in pairwise([0, *opening, len(costs)])]
         return [opening[i - 1] for i in partition(pieces, self.blocks)]
+
+
+def _without_batch(units: Mapping[str, nn.Module], inputs: Sequence[Tensor]) -> set[int]:
+    """Which units get a tensor whose first dimension is not the batch's.
+
+    Told by running one sample more: a batch may be as long as whatever else stands first.
+    """
+    count = len(inputs[0])
+    x = torch.cat([inputs[0], inputs[0][:1]])
+    lost: set[int] = set()
+    for i, (name, unit) in enumerate(units.items()):
+        if inputs[i].shape[:1] != (count,) or x.shape[:1] != (count + 1,):
+            lost.add(i)
+        x = call(f"unit {name!r}", unit, x)
+    return lost
 
 
 def cut(

@@ -103,6 +103,13 @@ def find_readout(units: Sequence[nn.Module], inputs: Sequence[Tensor]) -> int:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else what is computed from a buffer would be frozen into a constant
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A trace would freeze what a forward reads of `self.training`, as stochastic depth does.
+        reads = getattr(type(m).forward, "__code__", None)
+        within = module_qualified_name != "0"  # of the wrapper: the model itself
+        frozen = within and reads is not None and "training" in reads.co_names
+        return frozen or super().is_leaf_module(m, module_qualified_name)
+
 
 def _trace(model: nn.Module, sample: Tensor) -> dict[str, nn.Module]:
     """The units of a model with a forward of its own: its graph, split wherever exactly one tensor is alive."""

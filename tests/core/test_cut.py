@@ -396,6 +396,82 @@ def test_the_names_of_a_cut_give_the_same_cut(model: nn.Module) -> None:
     assert names(again) == names(first) and again.shapes == first.shapes
 
 
+class Encoder(nn.Module):
+    """Attention over tokens, whose layers may have the batch second, as is torch's default; read out token by token."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.embed = nn.Embedding(9, 8)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=batch_first) for _ in range(3)
+        )
+        self.turned = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = h if self.batch_first else h.transpose(0, 1)
+        for layer in self.layers:
+            h = layer(h)
+        h = h if self.batch_first else h.transpose(0, 1)
+        return self.out(self.turned(h))
+
+
+@pytest.mark.parametrize("tokens", [5, 3, 4])  # of 3 samples, and of one more
+def test_no_cut_is_made_where_the_batch_does_not_come_first(tokens: int) -> None:
+    """A head there would pair one sample's features with another's label."""
+    sample = torch.arange(3 * tokens).view(3, tokens) % 9
+    first = cut(Encoder(batch_first=True), 4, sample=sample)
+    assert [shape[0] for shape in first.shapes] == [tokens] * 4
+    second = Encoder(batch_first=False)
+    assert cut(second, 2, sample=sample).at == ("turned",)
+    with pytest.raises(
+        UsageError, match=r"at most 2: .* at turned \(what reaches layers.0, layers.1, layers.2 does not"
+    ):
+        cut(second, 3, sample=sample)
+    with pytest.raises(
+        UsageError, match=rf"what reaches 'layers.1' has shape \({tokens}, 3, 8\) for a batch of 3, expec"
+    ):
+        cut(second, 2, sample=sample, at=("layers.1",))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, as people write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1) > 0.5) if self.training else x
+
+
+class Stochastic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linears(4))
+        self.drop = DropPath()
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + self.drop(layer(x))
+        return self.out(x)
+
+
+def test_a_module_that_reads_whether_it_is_trained_goes_on_reading_it() -> None:
+    torch.manual_seed(0)
+    model, x = Stochastic(), torch.randn(6, 4)
+    slices = cut(model, 4, sample=x)
+    assert slices.at == ("layers.1", "layers.2", "layers.3")
+    for mode in (True, False):
+        model.train(mode)
+        for body in slices.bodies:
+            body.train(mode)
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        assert torch.equal(run(slices, x), expected)
+    assert not torch.equal(model.train()(x), expected)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
