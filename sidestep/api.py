@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sidestep.assemble import Data, assemble
+from sidestep.assemble import Assembly, Data, assemble
 from sidestep.config import TrainConfig, resolve
 from sidestep.core.cell import check_gradients_enabled
 from sidestep.core.keys import global_rng, key
@@ -59,9 +59,11 @@ def fit(
     The network is trained in place, and ends with the parameters that validation chose; what of it asks for no
     gradient stays, and what `freeze` names asks for one again in the end.  All of it is in training mode meanwhile, so
     that running statistics move, also where nothing else does.  `run.model` is what inference needs, which a method may
-    have given heads of its own.  Ctrl-C ends training after its step, keeps the network, and does not judge it on the
-    test set; SIGTERM likewise, and then leaves Python, as it does without us.  With `out` the run leaves the same
-    folder as `sidestep train`, and can be resumed by the same call with resume="last".
+    have given heads of its own: the network itself answers only where its own read-out is trained, as by backprop.
+
+    Ctrl-C ends training after its step, keeps the network, and does not judge it on the test set; SIGTERM likewise, and
+    then leaves Python, as it does without us.  With `out` the run leaves the same folder as `sidestep train`, and can
+    be resumed by the same call with resume="last".
 
     Raises ValueError for settings or data that do not fit, before the network is touched; a bad training sample that
     only shows when a Dataset fetches it ends training before its step.
@@ -89,7 +91,20 @@ def fit(
             if stopped.number == signal.SIGTERM:
                 raise SystemExit(128 + stopped.number) from None
             return Run(assembly, trainer.summary(), trainer.history, trainer.folder, interrupted=True)
-        return Run(assembly, trainer.finish(), trainer.history, trainer.folder)
+        summary = trainer.finish()
+        if rest := left_out(assembly):
+            trainer.progress.note(
+                f"{method_name(method)} does not train the network's own {', '.join(rest)}: run.model and run.predict "
+                "answer, not the network that was handed in"
+            )
+        return Run(assembly, summary, trainer.history, trainer.folder)
+
+
+def left_out(assembly: Assembly) -> list[str]:
+    """The modules of the network that no block has, because the method answers otherwise."""
+    kept = {id(p) for block in assembly.chain.blocks for p in block.parameters()}
+    lost = (name.rpartition(".")[0] or name for name, p in assembly.model.named_parameters() if id(p) not in kept)
+    return list(dict.fromkeys(lost))
 
 
 @contextmanager
@@ -155,6 +170,8 @@ def custom_data(
     train = as_source(train_set, num_classes)
     if num_classes and not train.num_classes:
         raise UsageError(f"got num_classes={num_classes} and targets that are numbers; leave it out, or give integers.")
+    if isinstance(train, Samples) and train.y.is_floating_point() and config.target != "inputs":
+        check_scale(train.y)
     val, test = (None if s is None else as_source(s, train.num_classes or None) for s in (val_set, test_set))
     for name, other in (("val_set", val), ("test_set", test)):
         if other is not None:
@@ -167,6 +184,18 @@ def custom_data(
     if isinstance(train, Samples) and train.x.dtype == torch.uint8:
         mean, std = channel_stats(train.x)
     return Data(train, val, test, mean, std)
+
+
+def check_scale(y: Tensor) -> None:
+    """Refuse targets of a natural scale: what a network puts out at first is near 0 and 1, and it learns little by
+    little from there.
+    """
+    mean, deviation = y.double().mean().item(), y.double().std(correction=0).item()
+    if abs(mean) > 100 or not 1e-3 <= deviation <= 100:
+        raise UsageError(
+            f"got targets with mean {mean:.4g} and deviation {deviation:.4g}, expected about 0 and 1, from which a "
+            "network starts; give fit (y - mean) / deviation, and take its answers back."
+        )
 
 
 def check_like(train: Source, other: Source, name: str) -> None:

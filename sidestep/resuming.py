@@ -27,9 +27,9 @@ from sidestep.methods import METHODS, method_class
 def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     """The configuration to run in its folder, and the checkpoint to go on from; nothing is written yet.
 
-    Raises UsageError if the folder holds a comparison, or a run and neither resume nor overwrite was asked for,
-    DataError if it is no folder, if the run to resume was made with other settings, or if there is no checkpoint at the
-    path to resume from.
+    Raises UsageError if the folder holds a comparison, or what must not be lost (`check_not_lost`), DataError if it is
+    no folder, if the run to resume was made with other settings, or if there is no checkpoint at the path to resume
+    from.
     """
     folder = config.out
     assert folder is not None
@@ -41,10 +41,10 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     if start is not None:
         with naming_another(start):
             checkpoint.read_manifest(start)
+    check_not_lost(config, folder)
     if not (folder / CONFIG).exists():
         return config, start
     saved, now = read_settings(folder), settings(to_toml(config))
-    check_not_lost(config, folder)
     if not config.resume:
         return config, None
     if not config.at:
@@ -61,9 +61,17 @@ def enter(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
 
 
 def check_not_lost(config: TrainConfig, folder: Path) -> None:
-    """Raises UsageError where the folder holds a run and neither resume nor overwrite was asked for."""
-    if (folder / CONFIG).exists() and not config.resume and not config.overwrite:
-        raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
+    """Raises UsageError where the folder holds a run and neither resume nor overwrite was asked for, or no run and yet
+    what one would replace.
+    """
+    if (folder / CONFIG).exists():
+        if not config.resume and not config.overwrite:
+            raise UsageError(f"{folder} holds a run; give --resume last to continue it, --overwrite, or another --out.")
+    elif found := [name for name in (CHECKPOINTS, MODEL, METRICS, SUMMARY, REPORT) if (folder / name).exists()]:
+        raise UsageError(
+            f"{folder} holds {', '.join(found)}, which a run would replace, but no {CONFIG}, as a run of ours has; "
+            "choose another --out, or move them away."
+        )
 
 
 def starts(folder: Path) -> Iterator[tuple[Path, Manifest]]:
@@ -108,10 +116,10 @@ def open_folder(config: TrainConfig) -> Generator[Path, None, None]:
     with files.only_writer(folder):
         check_not_lost(config, folder)
         if config.overwrite and (folder / CONFIG).exists():
-            for name in (CONFIG, METRICS, SUMMARY, REPORT, *EVIDENCE):
-                (folder / name).unlink(missing_ok=True)
             for name in (CHECKPOINTS, MODEL):
                 shutil.rmtree(folder / name, ignore_errors=True)
+            for name in (METRICS, SUMMARY, REPORT, *EVIDENCE, CONFIG):  # the last says whose folder it is
+                (folder / name).unlink(missing_ok=True)
         yield folder
 
 

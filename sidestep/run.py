@@ -22,8 +22,23 @@ from sidestep.folder import CUSTOM, check_finished, read_history, read_settings,
 from sidestep.layout import CHECKPOINTS, CONFIG
 from sidestep.resuming import environment, fingerprint, naming_another, warn
 
+SHOWN = (
+    "method",
+    "model",
+    "data",
+    "selected",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "test_nll",
+    "test_ece",
+    "params",
+)
+"""What of the summary a run shows of itself."""
 
-@dataclass
+
+@dataclass(repr=False)
 class Run:
     """What training left: a network that answers, what was measured, and the means to look closer.
 
@@ -84,24 +99,18 @@ class Run:
 
         return audit_assembly(self.assembly)
 
+    def __repr__(self) -> str:
+        return f"Run({', '.join(f'{name}={value!r}' for name, value in self._shown().items())})"
+
     def _repr_html_(self) -> str:
-        shown = (
-            "method",
-            "model",
-            "data",
-            "selected",
-            "val_accuracy",
-            "test_accuracy",
-            "test_nll",
-            "test_ece",
-            "params",
-        )
         rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(self.summary[name]))}</td></tr>"
-            for name in shown
-            if self.summary.get(name) is not None
+            f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self._shown().items()
         )
         return f"<table>{rows}</table>"
+
+    def _shown(self) -> dict[str, object]:
+        return {name: value for name in SHOWN if (value := self.summary.get(name)) is not None}
 
 
 def load_run(path: Path) -> Run:

@@ -363,6 +363,39 @@ def test_with_out_it_leaves_the_folder_that_train_leaves(tmp_path: Path) -> None
             look()
 
 
+@pytest.mark.parametrize("asked", [{}, {"overwrite": True}, {"resume": "last"}])
+def test_what_no_run_of_ours_left_in_a_folder_is_not_replaced(asked: dict[str, Any], tmp_path: Path) -> None:
+    step = tmp_path / "checkpoints/step-500"
+    step.mkdir(parents=True)
+    for path in (step / "weights.pt", tmp_path / "summary.json"):
+        path.write_text("somebody's")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=r"holds checkpoints, summary\.json, which a run would replace, but no config"):
+        fitted(epochs=1, out=tmp_path, **asked)
+    assert contents(tmp_path) == before
+
+
+def test_the_end_says_what_of_the_network_is_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "does not train the network's own 4: run.model and run.predict answer"
+    fitted(method=ss.SID(), epochs=1, quiet=False)
+    assert f"sidestep: sid {said}" in capsys.readouterr().err
+    fitted(method=ss.LocalCE(), epochs=1, quiet=False)
+    assert "does not train" not in capsys.readouterr().err
+
+
+def test_a_run_is_short_where_it_is_printed() -> None:
+    run = fitted(epochs=1)
+    assert repr(run).startswith("Run(method='local_ce', ") and len(repr(run)) < 300
+    assert f"test_accuracy={run.accuracy!r}" in repr(run)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(5e4, 2e5), (1.0, 2e5), (5e4, 0.0), (1e-4, 0.0)])
+def test_targets_of_a_natural_scale_are_refused(scale: float, shift: float) -> None:
+    y = shift + scale * X[:200, 20:21]
+    with pytest.raises(UsageError, match=r"got targets with mean .* expected about 0 and 1"):
+        fitted(nn.Sequential(net(), nn.Linear(10, 2)), train_set=(X[:200], y), test_set=None, epochs=1)
+
+
 def test_the_same_call_with_resume_has_a_finished_run_back(tmp_path: Path) -> None:
     model = net()
     first = fitted(model, out=tmp_path)

@@ -252,6 +252,7 @@ def test_where_there_is_no_complete_checkpoint_it_starts_and_says_so(
     torn = out / "checkpoints" / "step-10"
     torn.mkdir(parents=True)
     shutil.copy(finished / "checkpoints" / "step-10" / "manifest.json", torn)
+    shutil.copy(finished / "config.toml", out)
     assert resume(out, *words(QUICK)) == 0
     assert f"{out} has no complete checkpoint; starting from the beginning" in capsys.readouterr().err
     assert weights(out) == weights(finished)

@@ -16,6 +16,10 @@ from sidestep.data.cache import pixels
 from sidestep.data.files import IMAGE_COLUMNS, LABEL_COLUMNS, Part, column_of
 from sidestep.errors import DataError
 
+INPUTS = (*IMAGE_COLUMNS, "x", "input", "inputs", "features", "tokens")
+TARGETS = (*LABEL_COLUMNS, "y", "target", "targets")
+"""What items of a Dataset may be called, a dict each."""
+
 
 class Source(Protocol):
     """What a training loop reads: samples of one shape, fetched by index as new tensors.
@@ -130,7 +134,7 @@ class DatasetSamples:
         item = self.data[i]
         if isinstance(item, Mapping):
             names, where = [str(name) for name in item], f"sample {i}"
-            item = [item[column_of(names, known, where)] for known in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+            item = [item[column_of(names, known, where)] for known in (INPUTS, TARGETS)]
         if not isinstance(item, tuple | list) or len(item) != 2:
             size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
             raise DataError(f"sample {i} is a {type(item).__name__}{size}; expected (x, y), or a dict of both.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sidestep.data import DATASETS
 from sidestep.data.files import Part, read_digits, read_folder
@@ -104,6 +104,8 @@ def as_source(data: Any, num_classes: int | None = None) -> Source:
         return checked(read_dataset(data, where), num_classes, "", where)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DatasetSamples(data, num_classes)
+    if isinstance(data, DataLoader):
+        raise UsageError("got a DataLoader, expected what it loads; give its .dataset, and batch_size beside it.")
     raise UsageError(f"data of type {type(data).__name__}; expected a Dataset of (x, y), a pair of tensors or Samples.")
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from sidestep.data.samples import Samples
 from sidestep.data.sources import as_source, load
@@ -205,6 +205,17 @@ def test_labels_beyond_the_given_number_of_classes_are_refused():
 def test_a_bad_item_of_a_dataset_is_refused_when_it_is_fetched(item, says):
     source = as_source(Pairs([(torch.zeros(3), 0), item, (torch.zeros(3), 2)]), num_classes=3)
     refused(DataError, says, lambda: source.fetch(torch.tensor([2, 0, 1])))
+
+
+@pytest.mark.parametrize("names", [("pixels", "label"), ("x", "y"), ("inputs", "target"), ("features", "targets")])
+def test_items_may_be_dicts_by_any_usual_name(names):
+    items = [dict(zip(names, (torch.full((3,), float(i)), i), strict=True)) for i in range(3)]
+    x, y = as_source(Pairs(items)).fetch(torch.tensor([2, 0]))
+    assert x[:, 0].tolist() == y.tolist() == [2, 0]
+
+
+def test_a_data_loader_is_refused_with_what_to_give():
+    refused(UsageError, "give its .dataset", lambda: as_source(DataLoader(Pairs([(torch.zeros(3), 0)]))))
 
 
 def test_a_bad_item_is_refused_at_once_where_it_is_the_first_or_classes_are_counted():
