@@ -650,6 +650,19 @@ def test_a_soft_one_hot_label_is_the_hard_one(likelihood: Any) -> None:
         torch.testing.assert_close(soft[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_the_models_own_classifier_learns_smoothed_labels_too() -> None:
+    """The gradient of its bias is the mean of p less the smoothed label, by the definition of cross-entropy."""
+    x, y = some_batch()
+    engine = engine_for(linear_bll(predict="classifier", label_smoothing=0.3))
+    classifier = engine.chain.blocks[-1].extras["classifier"]
+    answers: list[Tensor] = []
+    classifier.register_forward_hook(lambda _, __, logits: answers.append(logits.detach()))
+    found = next(g for name, g in engine.gradients((x, y)).items() if "classifier" in name and name.endswith("bias"))
+    smoothed = 0.7 * F.one_hot(y, CLASSES) + 0.3 / CLASSES
+    expected = (answers[0].softmax(-1) - smoothed).mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)  # float32
+
+
 def test_a_mixed_label_gets_the_mean_message() -> None:
     """Mixup of labels 1 and 3, 0.7 to 0.3: natural parameters 0.7 b(1) + 0.3 b(3), by what the KL says of it."""
     x, y = some_batch()
